@@ -1,0 +1,200 @@
+/* backend.h: THE SEAM. Everything above it says what a transformer computes; exactly one
+ * implementation below it (cpu/, cuda/) says how. Coarse, fused operations on plain pointers;
+ * nothing of the model, the options or the files is known here.
+ *
+ * Conventions. act_t is the storage type of weights and activations (float, or bfloat16 with
+ * PRECISION=bf16); gradients of parameters, statistics and losses are float. All arrays are dense,
+ * row-major, in backend memory. N counts tokens (B*T). Gradients of parameters are "beta" outputs:
+ * g = beta * g + new, beta 0 or 1, and with beta 0 the old content is not read. Gradients of
+ * activations are written, except where "+=" is said. Operations on one backend run in the order of
+ * the calls; results are the same bits every time. */
+#ifndef LASER_BACKEND_H
+#define LASER_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifdef LASER_BF16
+typedef struct {
+    uint16_t bits;
+} act_t;
+#else
+typedef float act_t;
+#endif
+
+typedef struct Backend Backend;
+
+/* ---- machine ---- */
+
+/* The largest shapes that the operations will see: scratch is taken once, from these. */
+typedef struct BackendLimits {
+    int B, T;  /* sequences in a micro-step, tokens in a sequence */
+    int C, F;  /* model width, MLP hidden size */
+    int H, HD; /* heads, head size */
+    int V;     /* vocabulary (unpadded) */
+} BackendLimits;
+
+Backend *backend_open(int threads /* 0: all cores */, int local_rank);
+void backend_close(Backend *be);
+const char *backend_name(void);      /* "cpu", "cuda", "emu" */
+const char *backend_attention(void); /* "laser", "standard" */
+const char *backend_precision(void); /* "fp32", "bf16" */
+void backend_describe(
+    Backend *be, char *text, size_t capacity); /* device, threads, libraries: one line */
+/* FLOP/s that "fraction of peak" is counted against: the data sheet's on a GPU; on a CPU the rate
+ * of this build's own matrix product, measured in this process (a few tenths of a second, once). */
+double backend_peak_flops(Backend *be);
+
+size_t backend_scratch_bytes(const BackendLimits *limits, int threads);
+void backend_reserve(Backend *be, const BackendLimits *limits); /* takes the scratch; call once */
+
+void *backend_alloc(Backend *be, size_t bytes); /* 64-byte aligned, zeroed; dies with the size */
+void backend_free(Backend *be, void *p);
+void backend_upload(Backend *be, void *dst, const void *host, size_t bytes);
+void backend_download(Backend *be, void *host, const void *src, size_t bytes);
+void backend_zero(Backend *be, void *p, size_t bytes);
+/* float on the host <-> act_t in backend memory */
+void backend_upload_act(Backend *be, act_t *dst, const float *host, size_t n);
+void backend_download_act(Backend *be, float *host, const act_t *src, size_t n);
+/* Calls to backend_alloc so far; the second training step must not raise it. */
+int64_t backend_allocations(const Backend *be);
+
+/* ---- embedding ---- */
+
+/* x[n,:] = scale * wte[tokens[n],:] + pos[n mod T,:]   (pos may be NULL) */
+void op_embed_fwd(Backend *be, act_t *x /* (B*T, C) */, const int32_t *tokens /* (B*T) */,
+    const act_t *wte /* (V, C) */, const act_t *pos /* (T, C) */, float scale,
+    const int *BTC /* B, T, C */);
+/* dwte[tokens[n],:] += scale * dx[n,:]   (always added: the classifier wrote it first);
+ * dpos[t,:] = beta * dpos[t,:] + sum over sequences   (dpos may be NULL) */
+void op_embed_bwd(Backend *be, float *dwte, float *dpos, float beta, const act_t *dx,
+    const int32_t *tokens, float scale, const int *BTC);
+
+/* ---- LayerNorm, fused with the residual addition before it ---- */
+
+typedef struct NormArgs {
+    int N, C;
+    float eps;
+    const act_t *w, *b; /* (C) scale and bias */
+    float *mean, *rstd; /* (N) written by fwd, read by bwd */
+} NormArgs;
+
+/* x = x_in + delta (delta may be NULL, then x == x_in is not written); out = LN(x) * w + b. x may
+ * alias x_in. */
+void op_residual_norm_fwd(Backend *be, act_t *x /* (N, C) */, act_t *out /* (N, C) */,
+    const act_t *x_in, const act_t *delta, const NormArgs *a);
+/* dx += gradient through the norm; dw, db beta outputs. x is the norm's input. */
+void op_norm_bwd(Backend *be, act_t *dx /* (N, C) */, float *dw /* (C) */, float *db /* (C) */,
+    float beta, const act_t *dout, const act_t *x, const NormArgs *a);
+
+/* ---- linear layer and activation ---- */
+
+typedef enum Act { ACT_NONE, ACT_RELU, ACT_GELU /* tanh form */ } Act;
+
+typedef struct LinearArgs {
+    int N, OC, IC;
+    const act_t *w;    /* (OC, IC) */
+    const act_t *bias; /* (OC) or NULL */
+    Act act;    /* fwd: applied to the output. bwd: x was act(pre), and dx is returned through it */
+    act_t *pre; /* (N, OC) fwd out: value before act; (N, IC) bwd in. NULL with ACT_NONE, and with
+                   ACT_RELU, whose derivative is read from its output */
+} LinearArgs;
+
+/* y = act(x w^T + bias) */
+void op_linear_fwd(
+    Backend *be, act_t *y /* (N, OC) */, const act_t *x /* (N, IC) */, const LinearArgs *a);
+/* dx = (dy w) * act'(pre); dw, dbias beta outputs (dbias NULL where there is no bias; dx NULL: not
+ * wanted). a->act and a->pre are those of the layer that produced x; x is its output. */
+void op_linear_bwd(Backend *be, act_t *dx /* (N, IC) */, float *dw /* (OC, IC) */,
+    float *dbias /* (OC) */, float beta, const act_t *dy /* (N, OC) */,
+    const act_t *x /* (N, IC) */, const LinearArgs *a);
+/* h = act(pre), when it is recomputed rather than kept */
+void op_act_fwd(Backend *be, act_t *h, const act_t *pre, Act act, size_t n);
+
+/* ---- attention, causal ---- */
+
+typedef struct AttentionArgs {
+    int B, T, H, HD;
+    float scale;   /* scores are scale * q.k */
+    float softcap; /* 0: off; else scores become softcap * tanh(scores / softcap) */
+    float *lse;    /* (B, H, T) written by fwd, read by bwd: log sum exp of the scores of a row */
+    float *laser;  /* what LASER's backward needs, op_attention_laser_floats() of them; NULL for
+                      standard */
+} AttentionArgs;
+
+size_t op_attention_laser_floats(int B, int T, int H, int HD); /* 0 for standard attention */
+void op_attention_fwd(Backend *be, act_t *out /* (B, T, H, HD) */,
+    const act_t *qkv /* (B, T, 3, H, HD) */, const AttentionArgs *a);
+void op_attention_bwd(Backend *be, act_t *dqkv /* (B, T, 3, H, HD) */, const act_t *dout,
+    const act_t *qkv, const act_t *out, const AttentionArgs *a);
+
+/* Rotary positions on q and k in place: pairs (i, i + HD/2), angle t * base^(-2i/HD), base 1e4
+ * (RoFormer; halves split as in GPT-NeoX). sign +1 forward, -1 backward (the transpose of a
+ * rotation). */
+void op_rope(
+    Backend *be, act_t *qkv /* (B, T, 3, H, HD) */, int sign, const int *BTHD /* B, T, H, HD */);
+
+/* ---- classifier: logits, softmax, cross-entropy, in chunks of tokens, never whole ---- */
+
+typedef struct ClassifierArgs {
+    int N, C, V;
+    const act_t *w;    /* (V, C) */
+    const act_t *bias; /* (V) or NULL */
+    float softcap;     /* 0: off */
+} ClassifierArgs;
+
+/* losses[n] = -log softmax(x w^T + bias)[targets[n]] */
+void op_classifier_loss(Backend *be, float *losses /* (N) */, const act_t *x /* (N, C) */,
+    const int32_t *targets /* (N) */, const ClassifierArgs *a);
+/* The same, and the gradients of grad_scale * sum(losses): dx written; dw, dbias beta outputs. */
+void op_classifier_train(Backend *be, float *losses, act_t *dx /* (N, C) */, float *dw /* (V, C) */,
+    float *dbias /* (V) or NULL */, float beta, float grad_scale, const act_t *x,
+    const int32_t *targets, const ClassifierArgs *a);
+void op_classifier_logits(
+    Backend *be, float *logits /* (N, V) */, const act_t *x, const ClassifierArgs *a);
+
+/* ---- optimizer ---- */
+
+/* Lives in backend memory, one per training run, so that a GPU decides alone whether a step is
+ * applied. */
+typedef struct StepState {
+    double loss_sum;   /* of the step's token losses so far */
+    double grad_sumsq; /* squared global norm of the gradient, before clipping */
+    int64_t updates;   /* updates applied since the start: Adam's t */
+    int32_t skipped;   /* 1: loss or norm of this step is not finite and nothing was changed */
+    int32_t pad;
+} StepState;
+
+void op_loss_add(
+    Backend *be, StepState *s, const float *losses /* (N) */, size_t n);    /* loss_sum += */
+void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n); /* grad_sumsq = */
+void op_step_decide(Backend *be, StepState *s); /* skipped = not finite; updates += !skipped */
+
+typedef struct OptRange { /* one tensor of one layer */
+    size_t offset, count; /* in elements of the parameter arena */
+    float decay;          /* 1: weight decay applies, 0: not */
+    float center;         /* decay pulls towards this: 0, or 1 for norm scales */
+} OptRange;
+
+typedef struct AdamArgs {
+    float lr, beta1, beta2, eps, weight_decay;
+    float grad_clip;   /* global norm, 0: off */
+    float update_clip; /* per range: u /= max(1, rms(u) / update_clip), before decay; 0: off */
+} AdamArgs;
+
+/* AdamW (Loshchilov & Hutter, decay scaled by the schedule): g = grads * clip;  m, v as usual,
+ * bias-corrected with t = s->updates;  u = mhat / (sqrt(vhat) + eps), 0 where v is 0;  master -= lr
+ * * (u + wd * decay * (master - center)). params = master rounded; params and master may be the
+ * same array (fp32). Nothing happens when s->skipped. */
+void op_adamw(Backend *be, act_t *params, float *master, float *m, float *v, const float *grads,
+    const OptRange *ranges, int count, const AdamArgs *a, const StepState *s);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,366 @@
+/* checkpoint.c: saving, publishing and reading a run's state. */
+#include "laser/checkpoint.h"
+
+#include <cjson/cJSON.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "laser/base.h"
+#include "laser/safetensors.h"
+
+enum { PATH_BYTES = 4096, FORMAT_VERSION = 1 };
+
+/* ---- tensors ---- */
+
+static void transpose(float *dst, const float *src, int64_t rows, int64_t cols) {
+    const int64_t block = 32; /* both sides of a block stay in the first-level cache */
+    for (int64_t i0 = 0; i0 < rows; i0 += block)
+        for (int64_t j0 = 0; j0 < cols; j0 += block)
+            for (int64_t i = i0; i < rows && i < i0 + block; i++)
+                for (int64_t j = j0; j < cols && j < j0 + block; j++)
+                    dst[j * rows + i] = src[i * cols + j];
+}
+
+/* One file's tensors: arenas shaped like the parameters, each under its prefix. */
+typedef struct TensorSet {
+    Backend *be;
+    const ParamTable *table;
+    float *arena[3]; /* backend memory */
+    const char *prefix[3];
+    int arenas;
+    float *host; /* room for the largest tensor */
+} TensorSet;
+
+static TensorSet tensor_set(Model *m) {
+    TensorSet s = {.be = m->be, .table = &m->table};
+    size_t most = 0;
+    for (int i = 0; i < m->table.count; i++)
+        if (m->table.rows[i].logical > most) most = m->table.rows[i].logical;
+    s.host = (float *)xcalloc(most, sizeof(float));
+    return s;
+}
+
+static void tensor_set_add(TensorSet *s, float *arena, const char *prefix) {
+    s->arena[s->arenas] = arena;
+    s->prefix[s->arenas++] = prefix;
+}
+
+static TensorSet model_tensors(Model *m) {
+    TensorSet s = tensor_set(m);
+    tensor_set_add(&s, m->master, "");
+    return s;
+}
+
+static TensorSet optimizer_tensors(Model *m, const Optim *o) {
+    TensorSet s = tensor_set(m);
+    tensor_set_add(&s, o->m, "m.");
+    tensor_set_add(&s, o->v, "v.");
+    return s;
+}
+
+static StTensor describe(const TensorSet *s, int index) {
+    const ParamInfo *p = &s->table->rows[index % s->table->count];
+    StTensor t = {.type = ST_F32, .ndim = p->cols ? 2 : 1, .shape = {p->rows, p->cols}};
+    char name[100];
+    snprintf(name, sizeof name, p->name, p->layer);
+    format(t.name, sizeof t.name, "%s%s", s->prefix[index / s->table->count], name);
+    if (p->transposed) {
+        t.shape[0] = p->cols;
+        t.shape[1] = p->rows;
+    }
+    return t;
+}
+
+static void fill_tensor(void *user, int index, void *dst) {
+    TensorSet *s = (TensorSet *)user;
+    const ParamInfo *p = &s->table->rows[index % s->table->count];
+    const float *src = s->arena[index / s->table->count] + p->offset;
+    float *host = p->transposed ? s->host : (float *)dst;
+    backend_download(s->be, host, src, p->logical * sizeof(float));
+    if (p->transposed) transpose((float *)dst, host, p->rows, p->cols);
+}
+
+static uint32_t write_tensors(const char *path, TensorSet *s) {
+    const int n = s->arenas * s->table->count;
+    StTensor *tensors = (StTensor *)xcalloc((size_t)n, sizeof *tensors);
+    for (int i = 0; i < n; i++) tensors[i] = describe(s, i);
+    const char *metadata[] = {"format", "pt", "attention", backend_attention(), NULL};
+    uint32_t crc = st_write(path, tensors, n, metadata, fill_tensor, s);
+    free(tensors);
+    free(s->host);
+    return crc;
+}
+
+static void read_tensors(const char *path, TensorSet *s) {
+    StFile f;
+    float *disk = NULL;
+    size_t capacity = 0;
+    st_open(&f, path);
+    for (int i = 0; i < s->arenas * s->table->count; i++) {
+        const ParamInfo *p = &s->table->rows[i % s->table->count];
+        StTensor want = describe(s, i);
+        const StTensor *t = st_find(&f, want.name);
+        if (!t) die(EXIT_INPUT, "%s: tensor %s is missing", path, want.name);
+        if (t->type != want.type || t->ndim != want.ndim || t->shape[0] != want.shape[0] ||
+            (want.ndim == 2 && t->shape[1] != want.shape[1]))
+            die(EXIT_INPUT, "%s: tensor %s is not F32 of shape (%" PRId64 ", %" PRId64 ")", path,
+                want.name, want.shape[0], want.shape[1]);
+        if (p->logical > capacity) {
+            free(disk);
+            capacity = p->logical;
+            disk = (float *)xcalloc(capacity, sizeof *disk);
+        }
+        st_read(&f, t, disk);
+        if (p->transposed) transpose(s->host, disk, p->cols, p->rows);
+        backend_upload(s->be, s->arena[i / s->table->count] + p->offset,
+            p->transposed ? s->host : disk, p->logical * sizeof(float));
+    }
+    st_close(&f);
+    free(disk);
+    free(s->host);
+}
+
+uint64_t checkpoint_bytes(const ModelConfig *c) {
+    return 3 * sizeof(float) * (uint64_t)model_parameters(c);
+}
+
+/* ---- directories ---- */
+
+static void remove_directory(const char *path) { /* flat: ours hold files only */
+    DIR *d = opendir(path);
+    char file[PATH_BYTES];
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        format(file, sizeof file, "%s/%s", path, e->d_name);
+        unlink(file);
+    }
+    if (d) closedir(d);
+    if (rmdir(path) != 0 && errno != ENOENT) warn("cannot remove %s: %s", path, strerror(errno));
+}
+
+static int newest_first(const void *a, const void *b) {
+    return strcmp(*(char *const *)b, *(char *const *)a);
+}
+
+/* Names step_* in dir, newest first, and removes tmp_* when clean is set. */
+static char **list_steps(const char *dir, int *count, bool clean) {
+    char **names = NULL, path[PATH_BYTES];
+    DIR *d = opendir(dir);
+    *count = 0;
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (clean && strncmp(e->d_name, "tmp_", 4) == 0) {
+            format(path, sizeof path, "%s/%s", dir, e->d_name);
+            remove_directory(path);
+        }
+        if (strncmp(e->d_name, "step_", 5) != 0) continue;
+        char **grown = (char **)xcalloc((size_t)*count + 1, sizeof *grown);
+        for (int i = 0; i < *count; i++) grown[i] = names[i];
+        grown[(*count)++] = xstrdup(e->d_name);
+        free(names);
+        names = grown;
+    }
+    if (d) closedir(d);
+    if (*count) qsort(names, (size_t)*count, sizeof *names, newest_first);
+    return names;
+}
+
+static void free_names(char **names, int count) {
+    for (int i = 0; i < count; i++) free(names[i]);
+    free(names);
+}
+
+/* Deletes by first renaming, so that a half-deleted checkpoint is never taken for a whole one. */
+static void delete_checkpoint(const char *dir, const char *name) {
+    char from[PATH_BYTES], to[PATH_BYTES];
+    format(from, sizeof from, "%s/%s", dir, name);
+    format(to, sizeof to, "%s/tmp_%s", dir, name);
+    if (rename(from, to) == 0)
+        remove_directory(to);
+    else
+        warn("cannot delete old checkpoint %s: %s", from, strerror(errno));
+}
+
+static void require_space(const char *dir, uint64_t bytes) {
+    struct statvfs fs;
+    if (statvfs(dir, &fs) != 0) return;
+    uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
+    if (room < bytes)
+        die(EXIT_IO,
+            "%s: %" PRIu64 " MB free, a checkpoint needs %" PRIu64 " MB. The newest checkpoint is "
+            "untouched; make room and give the same command again",
+            dir, room >> 20, (bytes >> 20) + 1);
+}
+
+/* ---- state.json ---- */
+
+static void add_integer(cJSON *o, const char *key, int64_t value) {
+    char text[32];
+    snprintf(text, sizeof text, "%" PRId64, value);
+    cJSON_AddRawToObject(o, key, text);
+}
+
+static void add_file(cJSON *files, const char *dir, const char *name, uint32_t crc) {
+    char path[PATH_BYTES], hex[16];
+    format(path, sizeof path, "%s/%s", dir, name);
+    snprintf(hex, sizeof hex, "%08x", crc);
+    cJSON *f = cJSON_CreateObject();
+    cJSON_AddStringToObject(f, "name", name);
+    add_integer(f, "bytes", file_size(path));
+    cJSON_AddStringToObject(f, "crc32c", hex);
+    cJSON_AddItemToArray(files, f);
+}
+
+static char *state_text(const RunState *s, int64_t updates, const char *config_json, cJSON *files) {
+    char hex[32];
+    cJSON *o = cJSON_CreateObject();
+    add_integer(o, "format", FORMAT_VERSION);
+    cJSON_AddStringToObject(o, "attention", backend_attention());
+    cJSON_AddStringToObject(o, "precision", backend_precision());
+    add_integer(o, "step", s->step);
+    add_integer(o, "tokens", s->tokens);
+    add_integer(o, "updates", updates);
+    add_integer(o, "skipped", s->skipped);
+    add_integer(o, "skipped_in_row", s->skipped_in_row);
+    cJSON_AddNumberToObject(o, "best_val", s->best_val);
+    cJSON_AddNumberToObject(o, "train_seconds", s->train_seconds);
+    snprintf(hex, sizeof hex, "%016" PRIx64, s->data_fingerprint);
+    cJSON_AddStringToObject(o, "data_fingerprint", hex);
+    cJSON_AddItemToObject(o, "config", cJSON_Parse(config_json));
+    cJSON_AddItemToObject(o, "files", files);
+    char *text = cJSON_Print(o);
+    cJSON_Delete(o);
+    return text;
+}
+
+static double number(const cJSON *o, const char *key) {
+    const cJSON *i = cJSON_GetObjectItemCaseSensitive(o, key);
+    return cJSON_IsNumber(i) ? i->valuedouble : 0.0;
+}
+
+static const char *string(const cJSON *o, const char *key) {
+    const cJSON *i = cJSON_GetObjectItemCaseSensitive(o, key);
+    return cJSON_IsString(i) ? i->valuestring : "";
+}
+
+static cJSON *read_state(const char *dir) {
+    char path[PATH_BYTES];
+    format(path, sizeof path, "%s/state.json", dir);
+    if (file_size(path) < 0) return NULL;
+    char *text = file_read_all(path, NULL);
+    cJSON *o = cJSON_Parse(text);
+    free(text);
+    return o;
+}
+
+/* Empty when every file has its size and checksum, else what is wrong. */
+static void find_fault(const char *dir, char *fault, size_t cap) {
+    fault[0] = '\0';
+    cJSON *o = read_state(dir);
+    const cJSON *files = cJSON_GetObjectItemCaseSensitive(o, "files"), *f = NULL;
+    if (!cJSON_IsArray(files)) format(fault, cap, "state.json is missing or torn");
+    cJSON_ArrayForEach(f, files) {
+        char path[PATH_BYTES];
+        format(path, sizeof path, "%s/%s", dir, string(f, "name"));
+        int64_t want = (int64_t)number(f, "bytes"), have = file_size(path);
+        if (have != want) {
+            format(fault, cap, "%s has %" PRId64 " bytes instead of %" PRId64, string(f, "name"),
+                have, want);
+            break;
+        }
+        if (file_crc32c(path) != (uint32_t)strtoul(string(f, "crc32c"), NULL, 16)) {
+            format(fault, cap, "%s does not have the recorded checksum", string(f, "name"));
+            break;
+        }
+    }
+    cJSON_Delete(o);
+}
+
+char *checkpoint_find(const char *dir, bool owner) {
+    int count;
+    char **names = list_steps(dir, &count, owner), *found = NULL;
+    for (int i = 0; i < count && !found; i++) {
+        char path[PATH_BYTES], fault[PATH_BYTES];
+        format(path, sizeof path, "%s/%s", dir, names[i]);
+        find_fault(path, fault, sizeof fault);
+        if (fault[0] && owner) warn("checkpoint %s is passed over: %s", path, fault);
+        if (!fault[0]) found = xstrdup(path);
+    }
+    free_names(names, count);
+    return found;
+}
+
+char *checkpoint_state(const char *path, RunState *s, int64_t *updates) {
+    cJSON *o = read_state(path);
+    if (!o || number(o, "format") != FORMAT_VERSION)
+        die(EXIT_INPUT, "%s: not a checkpoint of this program (no state.json of format %d)", path,
+            FORMAT_VERSION);
+    if (strcmp(string(o, "attention"), backend_attention()) != 0)
+        die(EXIT_USAGE,
+            "%s was written with %s attention; this program computes %s attention. Use "
+            "train_gpt_%s, or another --out",
+            path, string(o, "attention"), backend_attention(), string(o, "attention"));
+    *s = (RunState){.step = (int64_t)number(o, "step"),
+        .tokens = (int64_t)number(o, "tokens"),
+        .skipped = (int64_t)number(o, "skipped"),
+        .skipped_in_row = (int64_t)number(o, "skipped_in_row"),
+        .best_val = number(o, "best_val"),
+        .train_seconds = number(o, "train_seconds"),
+        .data_fingerprint = strtoull(string(o, "data_fingerprint"), NULL, 16)};
+    *updates = (int64_t)number(o, "updates");
+    char *config = cJSON_PrintUnformatted(cJSON_GetObjectItemCaseSensitive(o, "config"));
+    cJSON_Delete(o);
+    return config;
+}
+
+/* ---- save, load ---- */
+
+void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *s,
+    const char *config_json, int keep) {
+    char tmp[PATH_BYTES], final[PATH_BYTES], path[PATH_BYTES];
+    make_dirs(dir);
+    require_space(dir, checkpoint_bytes(&m->config));
+    format(final, sizeof final, "%s/step_%08" PRId64, dir, s->step);
+    format(tmp, sizeof tmp, "%s/tmp_%08" PRId64, dir, s->step);
+    remove_directory(tmp);
+    make_dirs(tmp);
+
+    cJSON *files = cJSON_CreateArray();
+    TensorSet weights = model_tensors(m), moments = optimizer_tensors(m, o);
+    format(path, sizeof path, "%s/model.safetensors", tmp);
+    add_file(files, tmp, "model.safetensors", write_tensors(path, &weights));
+    format(path, sizeof path, "%s/optimizer.safetensors", tmp);
+    add_file(files, tmp, "optimizer.safetensors", write_tensors(path, &moments));
+    char *text = state_text(s, optim_read(o, m->be).updates, config_json, files);
+    format(path, sizeof path, "%s/state.json", tmp);
+    file_write_atomic(path, text, strlen(text));
+    free(text);
+
+    if (file_size(final) >= 0) delete_checkpoint(dir, strrchr(final, '/') + 1);
+    if (rename(tmp, final) != 0)
+        die(EXIT_IO, "cannot rename %s to %s: %s", tmp, final, strerror(errno));
+    fsync_path(dir);
+
+    int count;
+    char **names = list_steps(dir, &count, false);
+    for (int i = keep; i < count; i++) delete_checkpoint(dir, names[i]);
+    free_names(names, count);
+}
+
+void checkpoint_load(const char *path, Model *m, Optim *o) {
+    char file[PATH_BYTES];
+    TensorSet weights = model_tensors(m);
+    format(file, sizeof file, "%s/model.safetensors", path);
+    read_tensors(file, &weights);
+    model_sync_params(m);
+    if (!o) return;
+    TensorSet moments = optimizer_tensors(m, o);
+    format(file, sizeof file, "%s/optimizer.safetensors", path);
+    read_tensors(file, &moments);
+}

@@ -1,0 +1,143 @@
+/* forward.c: the transformer, top to bottom. backward.c is its mirror: the same operations in
+ * reverse order. */
+#include "laser/model.h"
+
+#include <math.h>
+
+#include "laser/base.h"
+#include "laser/passes.h"
+
+LinearArgs pass_linear(const Model *m, int N, ParamId w, ParamId bias, int layer) {
+    const ModelConfig *c = &m->config;
+    const int A = c->H * c->HD;
+    LinearArgs a = {.N = N,
+        .w = param_act(&m->table, m->params, w, layer),
+        .bias = param_act(&m->table, m->params, bias, layer)};
+    switch (w) {
+    case P_qkvw:
+        a.OC = 3 * A, a.IC = c->C;
+        break;
+    case P_projw:
+        a.OC = c->C, a.IC = A;
+        break;
+    case P_fc1w:
+        a.OC = c->F, a.IC = c->C;
+        break;
+    case P_fc2w:
+        a.OC = c->C, a.IC = c->F;
+        break;
+    default:
+        REQUIRE(false, "parameter %d is not a linear layer", (int)w);
+    }
+    return a;
+}
+
+NormArgs pass_norm(
+    const Model *m, int N, ParamId w, ParamId b, int layer, float *mean, float *rstd) {
+    NormArgs a = {.N = N,
+        .C = m->config.C,
+        .eps = m->config.norm_eps,
+        .w = param_act(&m->table, m->params, w, layer),
+        .b = param_act(&m->table, m->params, b, layer),
+        .mean = mean,
+        .rstd = rstd};
+    return a;
+}
+
+AttentionArgs pass_attention(const Model *m, int B, int T, const LayerActs *l) {
+    const ModelConfig *c = &m->config;
+    AttentionArgs a = {.B = B,
+        .T = T,
+        .H = c->H,
+        .HD = c->HD,
+        .scale = 1.0f / sqrtf((float)c->HD),
+        .softcap = c->attn_cap,
+        .lse = l->lse,
+        .laser = l->laser};
+    return a;
+}
+
+ClassifierArgs pass_classifier(const Model *m, int N) {
+    ClassifierArgs a = {.N = N,
+        .C = m->config.C,
+        .V = m->config.V,
+        .w = param_act(&m->table, m->params, P_wte, -1),
+        .bias = param_act(&m->table, m->params, P_headb, -1),
+        .softcap = m->config.logit_cap};
+    return a;
+}
+
+void forward_attention(Model *m, int layer, const act_t *x_in, const act_t *delta, int B, int T) {
+    const ModelConfig *c = &m->config;
+    LayerActs *l = &m->layer[layer];
+    const int N = B * T, shape[4] = {B, T, c->H, c->HD};
+    NormArgs ln1 = pass_norm(m, N, P_ln1w, P_ln1b, layer, l->ln1_mean, l->ln1_rstd);
+    LinearArgs qkv = pass_linear(m, N, P_qkvw, P_qkvb, layer);
+    AttentionArgs attention = pass_attention(m, B, T, l);
+    LinearArgs proj = pass_linear(m, N, P_projw, P_projb, layer);
+
+    op_residual_norm_fwd(m->be, l->x, l->ln1, x_in, delta, &ln1);
+    op_linear_fwd(m->be, l->qkv, l->ln1, &qkv);
+    if (c->pos == POS_ROPE) op_rope(m->be, l->qkv, +1, shape);
+    op_attention_fwd(m->be, l->attn, l->qkv, &attention);
+    op_linear_fwd(m->be, m->delta, l->attn, &proj);
+}
+
+void forward_mlp(Model *m, int layer, int B, int T) {
+    LayerActs *l = &m->layer[layer];
+    const int N = B * T;
+    NormArgs ln2 = pass_norm(m, N, P_ln2w, P_ln2b, layer, l->ln2_mean, l->ln2_rstd);
+    LinearArgs fc1 = pass_linear(m, N, P_fc1w, P_fc1b, layer);
+    fc1.act = m->config.act;
+    fc1.pre = l->pre;
+
+    op_residual_norm_fwd(m->be, l->x2, l->ln2, l->x, m->delta, &ln2);
+    op_linear_fwd(m->be, l->h, l->ln2, &fc1);
+}
+
+static void forward_block(
+    Model *m, int layer, const act_t *x_in, const act_t *delta, int B, int T) {
+    LinearArgs fc2 = pass_linear(m, B * T, P_fc2w, P_fc2b, layer);
+    forward_attention(m, layer, x_in, delta, B, T);
+    forward_mlp(m, layer, B, T);
+    op_linear_fwd(m->be, m->delta, m->layer[layer].h, &fc2);
+}
+
+void model_forward(Model *m, const int32_t *tokens, int B, int T) {
+    const ModelConfig *c = &m->config;
+    REQUIRE(B >= 1 && B <= m->B && T >= 1 && T <= c->T, "B=%d of %d, T=%d of %d", B, m->B, T, c->T);
+    const int N = B * T, shape[3] = {B, T, c->C};
+    const act_t *pos = c->pos == POS_LEARNED ? param_act(&m->table, m->params, P_wpe, -1) : m->pos;
+    NormArgs lnf = pass_norm(m, N, P_lnfw, P_lnfb, -1, m->lnf_mean, m->lnf_rstd);
+
+    backend_upload(m->be, m->tokens, tokens, (size_t)N * sizeof *tokens);
+    op_embed_fwd(m->be, m->layer[0].x, m->tokens, param_act(&m->table, m->params, P_wte, -1), pos,
+        pass_embed_scale(c), shape);
+    for (int layer = 0; layer < c->L; layer++) {
+        const act_t *x_in = layer ? m->layer[layer - 1].x2 : m->layer[0].x;
+        forward_block(m, layer, x_in, layer ? m->delta : NULL, B, T);
+    }
+    op_residual_norm_fwd(m->be, m->x_final, m->lnf, m->layer[c->L - 1].x2, m->delta, &lnf);
+}
+
+float pass_embed_scale(const ModelConfig *c) {
+    return c->embed_scale ? sqrtf((float)c->C) : 1.0f;
+}
+
+void model_loss(Model *m, const int32_t *targets, int B, int T, StepState *s) {
+    const int N = B * T;
+    ClassifierArgs head = pass_classifier(m, N);
+    backend_upload(m->be, m->targets, targets, (size_t)N * sizeof *targets);
+    op_classifier_loss(m->be, m->losses, m->lnf, m->targets, &head);
+    op_loss_add(m->be, s, m->losses, (size_t)N);
+}
+
+void model_logits(Model *m, float *host, int first, int count) {
+    ClassifierArgs head = pass_classifier(m, count);
+    const size_t n = size_mul((size_t)count, (size_t)m->config.V);
+    float *logits = m->logits;
+    REQUIRE(n <= m->logits_capacity, "%d rows of logits, room for %zu values", count,
+        m->logits_capacity);
+    op_classifier_logits(m->be, logits, m->lnf + (size_t)first * (size_t)m->config.C, &head);
+    backend_download(m->be, host, logits, n * sizeof *host);
+}

@@ -1,0 +1,30 @@
+/* optim.h: the optimizer's state and one update of all parameters. */
+#ifndef LASER_OPTIM_H
+#define LASER_OPTIM_H
+
+#include "laser/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct Optim {
+    float *m, *v;     /* (elements of the parameter arena), backend memory */
+    OptRange *ranges; /* one per tensor and layer */
+    int count;
+    StepState *state; /* backend memory */
+} Optim;
+
+void optim_open(Optim *o, const Model *m, bool decay_all);
+void optim_close(Optim *o, Backend *be);
+
+void optim_begin(Optim *o, Backend *be); /* loss_sum = 0 */
+/* After the last micro-step (and the sum over processes): norm, decision, update. */
+void optim_step(Optim *o, Model *m, const AdamArgs *a);
+StepState optim_read(const Optim *o, Backend *be);
+void optim_set_updates(Optim *o, Backend *be, int64_t updates); /* on resume */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,59 @@
+/* rundir.c: a run's directory: one process at a time, one run for ever. */
+#include "laser/rundir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+
+#include "laser/base.h"
+
+enum { PATH_BYTES = 4096 };
+
+static void lock_directory(const char *dir) {
+    char path[PATH_BYTES];
+    format(path, sizeof path, "%s/lock", dir);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) die(EXIT_IO, "cannot create %s: %s", path, strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        die(EXIT_IO, "%s: another process is training in this directory; choose another --out",
+            dir);
+} /* the descriptor, and with it the lock, lives as long as the process */
+
+void rundir_require_same(const char *where, const Config *c, const char *saved_json, bool loud) {
+    char *fixed = config_differences(c, saved_json, FIXED);
+    char *noted = config_differences(c, saved_json, NOTED);
+    if (fixed[0])
+        die(EXIT_USAGE,
+            "%s holds a run with other options; continuing it would mix two runs:\n%sGive the "
+            "options of that run, or another --out",
+            where, fixed);
+    if (noted[0] && loud) warn("options differ from those that %s began with:\n%s", where, noted);
+    free(fixed);
+    free(noted);
+}
+
+/* A directory in which a run began and no checkpoint was written yet belongs to that run too. */
+static void refuse_foreign(const char *dir, const Config *c, bool fresh) {
+    char path[PATH_BYTES], attention[64];
+    format(path, sizeof path, "%s/config.json", dir);
+    if (file_size(path) < 0) return;
+    if (fresh)
+        die(EXIT_USAGE, "--resume never: %s holds a run already; choose another --out or remove it",
+            dir);
+    char *saved = file_read_all(path, NULL);
+    format(attention, sizeof attention, "\"attention\":\"%s\"", backend_attention());
+    if (!strstr(saved, attention))
+        die(EXIT_USAGE,
+            "%s holds a run with another attention than this program's (%s); choose another --out",
+            dir, backend_attention());
+    rundir_require_same(dir, c, saved, false);
+    free(saved);
+}
+
+void rundir_open(const char *dir, const Config *c, bool fresh) {
+    make_dirs(dir);
+    lock_directory(dir);
+    refuse_foreign(dir, c, fresh);
+}

@@ -1,0 +1,475 @@
+/* train_gpt_laser.cu: the program. Parse, open, resume, then loop { validate, save, step, log }.
+ * Holds no kernel; written in the common subset of C11 and C++17, so that nvcc compiles it for CUDA
+ * and a C compiler for everything else. Which attention it trains is decided by what it is linked
+ * with. */
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "dataloader/loader.h"
+#include "dataloader/vocab.h"
+#include "laser/base.h"
+#include "laser/checkpoint.h"
+#include "laser/comm.h"
+#include "laser/config.h"
+#include "laser/model.h"
+#include "laser/optim.h"
+#include "laser/plan.h"
+#include "laser/rundir.h"
+#include "laser/runlog.h"
+#include "laser/sample.h"
+#include "laser/schedule.h"
+#include "laser/version.h"
+
+enum { PATH_BYTES = 4096, MAX_SKIPPED_IN_ROW = 20 };
+
+typedef struct Trainer {
+    Config config;
+    Comm comm;
+    Backend *be;
+    Loader *train, *val; /* val: NULL without validation shards */
+    Vocab vocab;         /* size 0 when there is none */
+    Model model;
+    Optim optim;
+    StepState *val_state; /* backend memory */
+    RunLog *log;          /* NULL on ranks > 0 */
+    RunState state;
+    Schedule schedule;
+    AdamArgs adam;
+    char *config_json;
+    char checkpoints[PATH_BYTES]; /* empty: nothing is kept */
+    int32_t *inputs, *targets;    /* (B, T) of this process */
+    int64_t step_sequences;       /* of all processes */
+    int micro_steps;
+    double peak_flops;
+    int64_t saved_step;
+} Trainer;
+
+/* ---- signals: the first asks for a checkpoint after this step, the second leaves at once ---- */
+
+static volatile sig_atomic_t stop_signal = 0;
+
+static void on_signal(int number) {
+    if (stop_signal) _exit(128 + number);
+    stop_signal = number;
+}
+
+static void catch_signals(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* ---- opening ---- */
+
+static LoaderOptions loader_options(const Trainer *t, const char *pattern, bool training) {
+    const Config *c = &t->config;
+    LoaderOptions o;
+    memset(&o, 0, sizeof o);
+    o.pattern = pattern;
+    o.seq_len = (int)c->seq_len;
+    o.batch = training ? (int)c->batch : 1;
+    o.step_sequences = training ? t->step_sequences : 1;
+    o.rank = training ? t->comm.rank : 0;
+    o.world = training ? t->comm.world : 1;
+    o.seed = (uint64_t)c->seed;
+    o.shuffle = training;
+    o.prefetch = training && c->prefetch != 0;
+    o.vocab = c->vocab == AUTO ? INT32_MAX : (int32_t)c->vocab;
+    return o;
+}
+
+static void split_step(Trainer *t) {
+    Config *c = &t->config;
+    const int64_t micro = c->batch * t->comm.world;
+    if (c->total_batch == AUTO) c->total_batch = micro * c->seq_len;
+    t->step_sequences = c->total_batch / c->seq_len;
+    if (t->step_sequences % micro)
+        die(EXIT_USAGE,
+            "--total-batch %" PRId64 " is %" PRId64 " sequences of %" PRId64
+            " tokens, not a multiple of "
+            "--batch %" PRId64 " x %d processes",
+            c->total_batch, t->step_sequences, c->seq_len, c->batch, t->comm.world);
+    t->micro_steps = (int)(t->step_sequences / micro);
+}
+
+static void open_vocab(Trainer *t) {
+    char path[PATH_BYTES];
+    const char *slash = strrchr(t->config.train, '/');
+    if (t->config.tokenizer[0])
+        format(path, sizeof path, "%s", t->config.tokenizer);
+    else if (slash)
+        format(path, sizeof path, "%.*s/tokenizer.bin", (int)(slash - t->config.train),
+            t->config.train);
+    else
+        format(path, sizeof path, "tokenizer.bin");
+    if (t->config.tokenizer[0] || file_size(path) >= 0) {
+        vocab_open(&t->vocab, path);
+    } else if (t->config.sample_every) {
+        die(EXIT_INPUT, "--sample-every: no vocabulary at %s; give --tokenizer FILE", path);
+    }
+}
+
+/* Opens the data first: a bad file is found before any memory is taken. */
+static void open_data(Trainer *t) {
+    Config *c = &t->config;
+    split_step(t);
+    LoaderOptions train = loader_options(t, c->train, true);
+    t->train = loader_open(&train);
+    const LoaderInfo *info = loader_info(t->train);
+    if (info->vocab > 0 && c->vocab != AUTO && info->vocab != c->vocab && !c->vocab_given)
+        die(EXIT_INPUT,
+            "%s: the shards' vocabulary is %d, preset '%s' has %" PRId64
+            "; give --vocab %d to train the "
+            "preset's structure with it",
+            c->train, info->vocab, c->model, c->vocab, info->vocab);
+    c->vocab = config_model(c, info->vocab).V;
+    if (c->val[0]) {
+        LoaderOptions val = loader_options(t, c->val, false);
+        t->val = loader_open(&val);
+    }
+    if (c->steps == AUTO) c->steps = info->windows / t->step_sequences;
+    open_vocab(t);
+    const size_t n = size_mul((size_t)c->batch, (size_t)c->seq_len);
+    t->inputs = (int32_t *)xcalloc(n, sizeof *t->inputs);
+    t->targets = (int32_t *)xcalloc(n, sizeof *t->targets);
+}
+
+static void open_model(Trainer *t) {
+    const Config *c = &t->config;
+    const ModelConfig shape = config_model(c, 0);
+    const BackendLimits limits = {
+        (int)c->batch, shape.T, shape.C, shape.F, shape.H, shape.HD, shape.V};
+    t->be = backend_open((int)c->threads, t->comm.local_rank);
+    plan_require_memory(&shape, (int)c->batch, 1, (int)c->threads);
+    backend_reserve(t->be, &limits);
+    model_open(&t->model, t->be, &shape, (int)c->batch, true);
+    optim_open(&t->optim, &t->model, c->decay_all != 0);
+    t->val_state = (StepState *)backend_alloc(t->be, sizeof(StepState));
+    t->schedule.kind = (ScheduleKind)c->schedule;
+    t->schedule.peak = c->lr;
+    t->schedule.min_ratio = c->min_lr_ratio;
+    t->schedule.decay_fraction = c->decay_fraction;
+    t->schedule.warmup = c->warmup;
+    t->schedule.steps = c->steps;
+    t->adam.beta1 = (float)c->beta1;
+    t->adam.beta2 = (float)c->beta2;
+    t->adam.eps = (float)c->eps;
+    t->adam.weight_decay = (float)c->weight_decay;
+    t->adam.grad_clip = (float)c->grad_clip;
+    t->adam.update_clip = (float)c->update_clip;
+}
+
+/* ---- the run directory ---- */
+
+static void load_run(Trainer *t, const char *path) {
+    int64_t updates;
+    char *saved = checkpoint_state(path, &t->state, &updates);
+    rundir_require_same(path, &t->config, saved, t->comm.rank == 0);
+    const uint64_t data = loader_info(t->train)->fingerprint;
+    if (t->state.data_fingerprint != data)
+        die(EXIT_USAGE,
+            "%s was trained on other data (fingerprint %016" PRIx64
+            ", --train now gives %016" PRIx64 "): the shards' names, sizes or headers differ. Give "
+            "the same --train, or another --out",
+            path, t->state.data_fingerprint, data);
+    checkpoint_load(path, &t->model, &t->optim);
+    optim_set_updates(&t->optim, t->be, updates);
+    t->saved_step = t->state.step;
+    free(saved);
+}
+
+static void resume_or_init(Trainer *t) {
+    const Config *c = &t->config;
+    char *found = NULL;
+    const bool path_given = strcmp(c->resume, "auto") != 0 && strcmp(c->resume, "never") != 0;
+    if (c->out[0]) {
+        format(t->checkpoints, sizeof t->checkpoints, "%s/checkpoints", c->out);
+        if (t->comm.rank == 0) rundir_open(c->out, c, strcmp(c->resume, "never") == 0);
+        comm_barrier(&t->comm);
+        found = checkpoint_find(t->checkpoints, t->comm.rank == 0);
+    }
+    t->state.best_val = -1.0;
+    t->saved_step = -1;
+    if (path_given && !found) found = xstrdup(c->resume);
+    if (found) {
+        load_run(t, found);
+    } else {
+        model_init(&t->model, (uint64_t)c->seed);
+        t->state.data_fingerprint = loader_info(t->train)->fingerprint;
+    }
+    free(found);
+    loader_seek(t->train, t->state.step);
+}
+
+/* The {"kind":"run"} line: every option, resolved, and what they were applied to. */
+static char *run_line(const Trainer *t) {
+    const LoaderInfo *data = loader_info(t->train);
+    const ModelConfig *m = &t->model.config;
+    char device[256];
+    backend_describe(t->be, device, sizeof device);
+    const size_t cap = strlen(t->config_json) + 2048;
+    char *line = (char *)xcalloc(cap, 1);
+    format(line, cap,
+        "{\"kind\":\"run\",%.*s,\"attention\":\"%s\",\"backend\":\"%s\",\"precision\":\"%s\","
+        "\"parameters\":%" PRId64 ",\"parameters_bare\":%" PRId64
+        ",\"flops_per_token\":%.6g,\"peak_flops\":%.6g,\"processes\":%d,"
+        "\"data_tokens\":%" PRId64 ",\"data_fingerprint\":\"%016" PRIx64
+        "\",\"device\":\"%s\",\"version\":\"%s\","
+        "\"revision\":\"%s\",\"started\":%.3f}",
+        (int)strlen(t->config_json) - 2, t->config_json + 1, backend_attention(), backend_name(),
+        backend_precision(), model_parameters(m), model_parameters_bare(m),
+        model_flops_per_token(m, m->T), t->peak_flops, t->comm.world, data->tokens,
+        data->fingerprint, device, LASER_VERSION, laser_revision(), wall_seconds());
+    return line;
+}
+
+static void open_log(Trainer *t) {
+    const Config *c = &t->config;
+    if (t->comm.rank != 0) return;
+    char path[PATH_BYTES], *line = run_line(t);
+    if (c->out[0]) {
+        format(path, sizeof path, "%s/config.json", c->out);
+        file_write_atomic(path, line, strlen(line));
+    }
+    t->log = runlog_open(c->out[0] ? c->out : NULL, line, t->state.step, c->quiet != 0);
+    const ModelConfig *m = &t->model.config;
+    char device[256];
+    backend_describe(t->be, device, sizeof device);
+    runlog_note(t->log,
+        "%s attention, model %s: %.2f M parameters, sequence %d, %" PRId64 " tokens a step",
+        backend_attention(), c->model, (double)model_parameters(m) / 1e6, m->T, c->total_batch);
+    runlog_note(t->log, "%s: %.1f M tokens in %d shards; %s, %.1f GFLOP/s", c->train,
+        (double)loader_info(t->train)->tokens / 1e6, loader_info(t->train)->shards, device,
+        t->peak_flops / 1e9);
+    if (t->state.step > 0) {
+        runlog_note(t->log, "resumed after step %" PRId64, t->state.step);
+        runlog_event(t->log, t->state.step, "resumed", c->command_line);
+    }
+    free(line);
+}
+
+/* ---- one step ---- */
+
+static void reduce_gradients(Trainer *t) {
+    comm_sum_float(&t->comm, t->model.grads, t->model.table.elements);
+    comm_sum_double(&t->comm, &t->optim.state->loss_sum, 1);
+}
+
+static StepState train_step(Trainer *t) {
+    const Config *c = &t->config;
+    const int B = (int)c->batch, T = (int)c->seq_len;
+    const float grad_scale = 1.0f / (float)c->total_batch;
+    optim_begin(&t->optim, t->be);
+    for (int i = 0; i < t->micro_steps; i++) {
+        loader_next(t->train, t->inputs, t->targets);
+        model_forward(&t->model, t->inputs, B, T);
+        model_backward(&t->model, t->targets, B, T, grad_scale, i ? 1.0f : 0.0f, t->optim.state);
+    }
+    reduce_gradients(t);
+    t->adam.lr = (float)schedule_lr(&t->schedule, t->state.step);
+    optim_step(&t->optim, &t->model, &t->adam);
+    return optim_read(&t->optim, t->be);
+}
+
+static void log_step(Trainer *t, const StepState *s, double seconds) {
+    const Config *c = &t->config;
+    StepRecord r;
+    memset(&r, 0, sizeof r);
+    r.step = t->state.step;
+    r.steps = c->steps;
+    r.tokens = t->state.tokens;
+    r.loss = s->loss_sum / (double)c->total_batch;
+    r.grad_norm = sqrt(s->grad_sumsq);
+    r.lr = (double)t->adam.lr;
+    r.step_ms = 1e3 * seconds;
+    r.tok_s = (double)c->total_batch / seconds;
+    r.mfu = r.tok_s * model_flops_per_token(&t->model.config, (int)c->seq_len) /
+            (t->peak_flops * t->comm.world);
+    r.skipped = s->skipped != 0;
+    if (t->log) runlog_train(t->log, &r);
+}
+
+static void save(Trainer *t) {
+    if (!t->checkpoints[0] || t->saved_step == t->state.step) return;
+    if (t->comm.rank == 0) {
+        checkpoint_save(
+            t->checkpoints, &t->model, &t->optim, &t->state, t->config_json, (int)t->config.keep);
+        runlog_event(t->log, t->state.step, "saved", t->checkpoints);
+    }
+    comm_barrier(&t->comm);
+    t->saved_step = t->state.step;
+}
+
+/* Counts a step that was not applied; ends the run when nothing but such steps comes any more. */
+static void count_skipped(Trainer *t, const StepState *s) {
+    t->state.skipped += s->skipped;
+    t->state.skipped_in_row = s->skipped ? t->state.skipped_in_row + 1 : 0;
+    if (t->state.skipped_in_row < MAX_SKIPPED_IN_ROW) return;
+    if (t->log) {
+        runlog_event(t->log, t->state.step, "diverged", "too many skipped steps in a row");
+        runlog_close(t->log);
+    }
+    if (t->comm.rank == 0)
+        die(EXIT_DIVERGED,
+            "training diverged: %d steps in a row had a loss or a gradient norm that is not "
+            "finite. "
+            "The newest checkpoint in %s is from before; try a lower --lr or a longer --warmup",
+            MAX_SKIPPED_IN_ROW, t->checkpoints[0] ? t->checkpoints : "(no --out)");
+    exit(EXIT_DIVERGED);
+}
+
+static void take_step(Trainer *t) {
+    const double start = now_seconds();
+    StepState s = train_step(t);
+    const double seconds = now_seconds() - start;
+    t->state.step++;
+    t->state.tokens += t->config.total_batch;
+    t->state.train_seconds += seconds;
+    log_step(t, &s, seconds);
+    count_skipped(t, &s);
+}
+
+/* ---- validation, samples ---- */
+
+static double target_bytes(const Trainer *t, const int32_t *targets, int n) {
+    double bytes = 0;
+    for (int i = 0; i < n; i++)
+        if (targets[i] < t->vocab.size)
+            bytes += (double)(t->vocab.offset[targets[i] + 1] - t->vocab.offset[targets[i]]);
+    return bytes;
+}
+
+/* The first val-batches * total-batch tokens of the validation shards, whatever the processes and
+ * micro-batches: every process reads all of them and computes its share. */
+static void validate(Trainer *t) {
+    const Config *c = &t->config;
+    const int T = (int)c->seq_len, B = (int)c->batch;
+    if (!t->val || !c->val_every) return;
+    int64_t sequences = c->val_batches * t->step_sequences;
+    if (sequences > loader_info(t->val)->windows) sequences = loader_info(t->val)->windows;
+    double sums[2] = {0, 0}; /* loss, bytes */
+    backend_zero(t->be, t->val_state, sizeof *t->val_state);
+    loader_seek(t->val, 0);
+    for (int64_t first = 0, turn = 0; first < sequences; first += B, turn++) {
+        const int rows = (int)(sequences - first < B ? sequences - first : B);
+        for (int i = 0; i < rows; i++) loader_next(t->val, t->inputs + i * T, t->targets + i * T);
+        if (turn % t->comm.world != t->comm.rank) continue;
+        model_forward(&t->model, t->inputs, rows, T);
+        model_loss(&t->model, t->targets, rows, T, t->val_state);
+        sums[1] += target_bytes(t, t->targets, rows * T);
+    }
+    StepState s;
+    backend_download(t->be, &s, t->val_state, sizeof s);
+    sums[0] = s.loss_sum;
+    comm_sum_double(&t->comm, sums, 2);
+    const double loss = sums[0] / ((double)sequences * T);
+    if (isfinite(loss) && (t->state.best_val < 0 || loss < t->state.best_val))
+        t->state.best_val = loss;
+    if (t->log)
+        runlog_val(t->log, t->state.step, t->state.tokens, loss,
+            sums[1] > 0 ? sums[0] / log(2.0) / sums[1] : -1.0);
+}
+
+static void sample(Trainer *t) {
+    const Config *c = &t->config;
+    if (!c->sample_every || t->state.step % c->sample_every || !t->log) return;
+    int32_t *tokens = (int32_t *)xcalloc((size_t)c->sample_tokens, sizeof *tokens);
+    const int32_t eos = loader_info(t->train)->eos;
+    const int n = sample_tokens(&t->model, tokens, (int)c->sample_tokens, eos >= 0 ? eos : 0, eos,
+        (uint64_t)(c->seed + t->state.step));
+    size_t bytes = 0;
+    for (int i = 0; i < n; i++) bytes += (size_t)target_bytes(t, tokens + i, 1);
+    char *text = (char *)xcalloc(bytes + 1, 1), *at = text;
+    for (int i = 0; i < n && tokens[i] < t->vocab.size; i++) {
+        const int64_t from = t->vocab.offset[tokens[i]], to = t->vocab.offset[tokens[i] + 1];
+        memcpy(at, t->vocab.bytes + from, (size_t)(to - from));
+        at += to - from;
+    }
+    runlog_sample(t->log, t->state.step, text);
+    free(text);
+    free(tokens);
+}
+
+/* ---- the loop ---- */
+
+static int signalled(const Trainer *t) { /* agreed by all processes: each gets its own signals */
+    int number = (int)stop_signal;
+    comm_max_int(&t->comm, &number, 1);
+    return number;
+}
+
+/* Returns the exit status. */
+static int run(Trainer *t) {
+    const Config *c = &t->config;
+    const int64_t first = t->state.step;
+    if (first >= c->steps) {
+        if (t->log)
+            runlog_note(
+                t->log, "nothing to do: step %" PRId64 " of %" PRId64 " is done", first, c->steps);
+        return 0;
+    }
+    if (first == 0) validate(t);
+    while (t->state.step < c->steps) {
+        take_step(t);
+        const int64_t step = t->state.step;
+        const bool last = step == c->steps;
+        if (last || (c->val_every && step % c->val_every == 0)) validate(t);
+        sample(t);
+        const int number = signalled(t);
+        const bool stop = number || (c->stop_after && step - first >= c->stop_after);
+        if (last || stop || (c->save_every && step % c->save_every == 0)) save(t);
+        if (!stop || last) continue;
+        if (t->log)
+            runlog_event(t->log, step, "stopped", number ? strsignal(number) : "--stop-after");
+        if (t->log)
+            runlog_note(t->log, "stopped after step %" PRId64 "; the same command continues", step);
+        return number ? 128 + number : 0;
+    }
+    return 0;
+}
+
+static void close_all(Trainer *t) {
+    if (t->log) runlog_close(t->log);
+    loader_close(t->train);
+    if (t->val) loader_close(t->val);
+    vocab_close(&t->vocab);
+    optim_close(&t->optim, t->be);
+    backend_free(t->be, t->val_state);
+    model_close(&t->model);
+    backend_close(t->be);
+    free(t->inputs);
+    free(t->targets);
+    free(t->config_json);
+    free(t->config.command_line);
+    comm_close(&t->comm);
+}
+
+int main(int argc, char **argv) {
+    Trainer t;
+    memset(&t, 0, sizeof t);
+    comm_open(&t.comm, &argc, &argv);
+    config_parse(&t.config, argc, argv);
+    if (t.config.plan) {
+        ModelConfig shape = config_model(&t.config, 0);
+        if (t.comm.rank == 0) plan_print(&t.config, &shape, t.comm.world, (int)t.config.threads);
+        comm_close(&t.comm);
+        return 0;
+    }
+    catch_signals();
+    open_data(&t);
+    open_model(&t);
+    t.config_json = config_json(&t.config);
+    t.peak_flops = backend_peak_flops(t.be);
+    resume_or_init(&t);
+    open_log(&t);
+    const int status = run(&t);
+    close_all(&t);
+    return status;
+}

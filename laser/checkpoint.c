@@ -319,6 +319,27 @@ char *checkpoint_state(const char *path, RunState *s, int64_t *updates) {
     return config;
 }
 
+/* A model that is GPT-2 in all but its weights opens in Hugging Face transformers as it lies; any
+ * other has no class there that computes the same, and gets no config.json that says so. */
+static bool is_gpt2(const ModelConfig *c) {
+    return strcmp(backend_attention(), "standard") == 0 && c->pos == POS_LEARNED &&
+           c->act == ACT_GELU && c->bias_attn && c->bias_mlp && !c->bias_logits &&
+           !c->embed_scale && c->attn_cap == 0 && c->logit_cap == 0 && c->H * c->HD == c->C;
+}
+
+static void write_hugging_face_config(const char *dir, const ModelConfig *c) {
+    char path[PATH_BYTES], text[1024];
+    if (!is_gpt2(c)) return;
+    format(path, sizeof path, "%s/config.json", dir);
+    format(text, sizeof text,
+        "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"],\n"
+        " \"vocab_size\": %d, \"n_positions\": %d, \"n_embd\": %d, \"n_layer\": %d,\n"
+        " \"n_head\": %d, \"n_inner\": %d, \"activation_function\": \"gelu_new\",\n"
+        " \"layer_norm_epsilon\": %.9g, \"tie_word_embeddings\": true}\n",
+        c->V, c->T, c->C, c->L, c->H, c->F, (double)c->norm_eps);
+    file_write_atomic(path, text, strlen(text));
+}
+
 /* ---- save, load ---- */
 
 void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *s,
@@ -337,6 +358,7 @@ void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *
     add_file(files, tmp, "model.safetensors", write_tensors(path, &weights));
     format(path, sizeof path, "%s/optimizer.safetensors", tmp);
     add_file(files, tmp, "optimizer.safetensors", write_tensors(path, &moments));
+    write_hugging_face_config(tmp, &m->config);
     char *text = state_text(s, optim_read(o, m->be).updates, config_json, files);
     format(path, sizeof path, "%s/state.json", tmp);
     file_write_atomic(path, text, strlen(text));

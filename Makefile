@@ -69,9 +69,10 @@ all: $(TRAINERS)
 	@echo "built $(TRAINERS): BACKEND=$(BACKEND) PRECISION=$(PRECISION) BLAS=$(BLAS) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), SANITIZE=$(SANITIZE)), $(CC) for $(ARCH)"
 
 # ---- the trainers ---------------------------------------------------------------------------------------------
-# The top level holds a copy of the last built configuration.
+# The top level holds a copy of the last built configuration; it is replaced by renaming, so that a
+# run that is under way keeps its own.
 $(TRAINERS): train_gpt_%: $(OUT)-%/train_gpt FORCE
-	@cmp -s $< $@ || cp $< $@
+	@cmp -s $< $@ || { cp $< $@.tmp && mv -f $@.tmp $@; }
 
 define VARIANT_RULES
 $(OUT)-$1/train_gpt: $(call objects,$1,train_gpt_laser.cu $(CORE_SOURCES))

@@ -15,6 +15,7 @@
 #include "laser/checkpoint.h"
 #include "laser/comm.h"
 #include "laser/config.h"
+#include "laser/json.h"
 #include "laser/model.h"
 #include "laser/optim.h"
 #include "laser/plan.h"
@@ -214,7 +215,9 @@ static char *run_line(const Trainer *t) {
     const ModelConfig *m = &t->model.config;
     char device[256];
     backend_describe(t->be, device, sizeof device);
-    const size_t cap = strlen(t->config_json) + 2048;
+    Text command = {0};
+    text_add_json_string(&command, t->config.command_line);
+    const size_t cap = strlen(t->config_json) + command.size + 2048;
     char *line = (char *)xcalloc(cap, 1);
     format(line, cap,
         "{\"kind\":\"run\",%.*s,\"attention\":\"%s\",\"backend\":\"%s\",\"precision\":\"%s\","
@@ -222,11 +225,12 @@ static char *run_line(const Trainer *t) {
         ",\"flops_per_token\":%.6g,\"peak_flops\":%.6g,\"processes\":%d,"
         "\"data_tokens\":%" PRId64 ",\"data_fingerprint\":\"%016" PRIx64
         "\",\"device\":\"%s\",\"version\":\"%s\","
-        "\"revision\":\"%s\",\"started\":%.3f}",
+        "\"revision\":\"%s\",\"command_line\":%s,\"started\":%.3f}",
         (int)strlen(t->config_json) - 2, t->config_json + 1, backend_attention(), backend_name(),
         backend_precision(), model_parameters(m), model_parameters_bare(m),
         model_flops_per_token(m, m->T), t->peak_flops, t->comm.world, data->tokens,
-        data->fingerprint, device, LASER_VERSION, laser_revision(), wall_seconds());
+        data->fingerprint, device, LASER_VERSION, laser_revision(), command.data, wall_seconds());
+    text_free(&command);
     return line;
 }
 
@@ -238,7 +242,8 @@ static void open_log(Trainer *t) {
         format(path, sizeof path, "%s/config.json", c->out);
         file_write_atomic(path, line, strlen(line));
     }
-    t->log = runlog_open(c->out[0] ? c->out : NULL, line, t->state.step, c->quiet != 0);
+    /* saved_step is -1 where nothing was resumed: step 0 is validated again, and logged once */
+    t->log = runlog_open(c->out[0] ? c->out : NULL, line, t->saved_step, c->quiet != 0);
     const ModelConfig *m = &t->model.config;
     char device[256];
     backend_describe(t->be, device, sizeof device);
@@ -410,9 +415,8 @@ static int run(Trainer *t) {
     const Config *c = &t->config;
     const int64_t first = t->state.step;
     if (first >= c->steps) {
-        if (t->log)
-            runlog_note(
-                t->log, "nothing to do: step %" PRId64 " of %" PRId64 " is done", first, c->steps);
+        if (t->comm.rank == 0 && !c->quiet)
+            printf("nothing to do: step %" PRId64 " of %" PRId64 " is done\n", first, c->steps);
         return 0;
     }
     if (first == 0) validate(t);
@@ -468,7 +472,7 @@ int main(int argc, char **argv) {
     t.config_json = config_json(&t.config);
     t.peak_flops = backend_peak_flops(t.be);
     resume_or_init(&t);
-    open_log(&t);
+    if (t.state.step < t.config.steps) open_log(&t); /* a finished run stays as it is */
     const int status = run(&t);
     close_all(&t);
     return status;

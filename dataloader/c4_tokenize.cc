@@ -45,6 +45,7 @@ static const char help_text[] =
     "\n"
     "  --model FILE        sentencepiece model to encode with\n"
     "  --train-vocab N     train a model of N pieces on the input instead\n"
+    "                      (of fewer, where the text does not give so many)\n"
     "  --train-bytes N     text to train it on, from the start of the input (20000000)\n"
     "  --vocab-only        write the vocabulary and stop\n"
     "  --out PREFIX        directory and name of the shards; tokenizer.model and tokenizer.bin\n"
@@ -224,11 +225,11 @@ static std::string train_vocabulary(const Options &o) {
         {"shuffle_input_sentence", "false"},
         {"num_threads", "2"},
         {"minloglevel", "2"},
+        {"hard_vocab_limit", "false"},
     };
     const auto status = sentencepiece::SentencePieceTrainer::Train(spec, &sentences, &model);
     if (!status.ok())
-        die(EXIT_INPUT,
-            "cannot train the vocabulary: %s. Give more text or a smaller --train-vocab.",
+        die(EXIT_INPUT, "cannot train the vocabulary: %s. Change --train-vocab or give more text.",
             status.ToString().c_str());
     return model;
 }
@@ -414,6 +415,9 @@ int main(int argc, char **argv) {
     if (!status.ok())
         die(EXIT_INPUT, "%s: is not a sentencepiece model: %s.", o.model.c_str(),
             status.ToString().c_str());
+    if (o.train_vocab && sp.GetPieceSize() < o.train_vocab)
+        warn("the text gives %d pieces; --train-vocab asked for %" PRId64 ".", sp.GetPieceSize(),
+            o.train_vocab);
     if (o.separator && sp.eos_id() < 0)
         die(EXIT_INPUT, "%s: the model has no end-of-document piece. Use --separator none.",
             o.model.c_str());

@@ -121,6 +121,8 @@ static void check_tokenizers(Loader *l) {
             "%s: was written with a vocabulary of %d; the model has %d. Train with --vocab %d, or "
             "use shards of the model's tokenizer.",
             first->path, l->info.vocab, l->options.vocab, l->info.vocab);
+    /* an id beyond what the shards record is damage, also where the model has room for it */
+    if (l->info.vocab > 0) l->options.vocab = l->info.vocab;
 }
 
 static void count_windows(Loader *l) {
@@ -265,7 +267,7 @@ static void report_fault(const Loader *l, const Fault *f) {
     const Shard *s = &l->shards[f->shard];
     die(EXIT_INPUT,
         "%s: byte %" PRId64 ": token %" PRId64 " is %" PRId64
-        "; expected less than the model's vocabulary, %d. The shard is damaged or belongs to "
+        "; expected less than the vocabulary size, %d. The shard is damaged or belongs to "
         "another tokenizer: check it with 'shard_tool verify'.",
         s->path, SHARD_HEADER_BYTES + f->token * s->info.token_bytes, f->token, f->id,
         l->options.vocab);

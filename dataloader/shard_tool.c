@@ -97,6 +97,8 @@ static void print_info(const Shard *s) {
 
 /* ---- count ---- */
 
+enum { LARGEST_ID = 1 << 24 }; /* that count makes room for */
+
 typedef struct Counts {
     int64_t shards, tokens, documents; /* documents: -1 once a shard does not say */
     int64_t *of;                       /* (capacity) occurrences of each id */
@@ -110,6 +112,11 @@ static void count_shard(Counts *c, const Shard *s) {
         c->documents < 0 || s->info.documents < 0 ? -1 : c->documents + s->info.documents;
     for (int64_t i = 0; i < s->info.tokens; i++) {
         const size_t id = (size_t)token_at(s, i);
+        if (id > LARGEST_ID)
+            die(EXIT_INPUT,
+                "%s: byte %" PRId64 ": token %" PRId64
+                " is %zu; no tokenizer has so many pieces. The shard is damaged.",
+                s->path, SHARD_HEADER_BYTES + i * s->info.token_bytes, i, id);
         if (id >= c->capacity) {
             const size_t capacity = size_mul(id + 1, 2);
             int64_t *larger = xcalloc(capacity, sizeof *larger);

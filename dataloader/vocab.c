@@ -47,18 +47,16 @@ static int32_t parse_header(Vocab *v, const unsigned char *file, size_t size, co
 
 void vocab_open(Vocab *v, const char *path) {
     size_t size;
-    char *file = file_read_all(path, &size);
-    *v = (Vocab){0};
-    const int32_t pieces = parse_header(v, (const unsigned char *)file, size, path);
+    *v = (Vocab){.bytes = file_read_all(path, &size)};
+    const int32_t pieces = parse_header(v, (const unsigned char *)v->bytes, size, path);
     v->offset = xcalloc((size_t)pieces + 1, sizeof *v->offset);
-    v->bytes = xcalloc(size - HEADER_BYTES, 1);
-    size_t at = HEADER_BYTES, used = 0;
+    size_t at = HEADER_BYTES, used = 0; /* pieces move to the front: used stays behind at */
     for (int32_t i = 0; i < pieces; i++) {
-        const size_t length = at < size ? (unsigned char)file[at] : 0;
+        const size_t length = at < size ? (unsigned char)v->bytes[at] : 0;
         if (at >= size || length > size - at - 1)
             die(EXIT_INPUT, "%s: byte %zu: the file ends within piece %d of %d. " REMAKE, path, at,
                 i, pieces);
-        memcpy(v->bytes + used, file + at + 1, length);
+        memmove(v->bytes + used, v->bytes + at + 1, length);
         used += length;
         at += 1 + length;
         v->offset[i + 1] = (int64_t)used;
@@ -66,7 +64,6 @@ void vocab_open(Vocab *v, const char *path) {
     if (at != size)
         die(EXIT_INPUT, "%s: byte %zu: %zu bytes follow the last of %d pieces. " REMAKE, path, at,
             size - at, pieces);
-    free(file);
 }
 
 void vocab_close(Vocab *v) {

@@ -293,6 +293,11 @@ char *checkpoint_find(const char *dir, bool owner) {
         if (!fault[0]) found = xstrdup(path);
     }
     free_names(names, count);
+    if (!found && count)
+        die(EXIT_INPUT,
+            "%s: none of its %d checkpoints is whole. Bring one back, or remove them to begin "
+            "again",
+            dir, count);
     return found;
 }
 

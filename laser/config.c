@@ -237,7 +237,7 @@ static void apply_preset(Config *c) {
     fill(&c->head_dim, p->HD);
     fill(&c->vocab, p->V);
     fill(&c->seq_len, p->T);
-    fill(&c->act, p->gpt2 ? ACT_GELU : ACT_RELU);
+    fill(&c->act, (p->gpt2 ? ACT_GELU : ACT_RELU) - ACT_RELU); /* the table has no ACT_NONE */
     fill(&c->pos, p->gpt2 ? POS_LEARNED : POS_SINUSOID);
     fill(&c->init, p->gpt2 ? INIT_GPT2 : INIT_PAX);
     fill_real(&c->norm_eps, p->gpt2 ? 1e-5 : 1e-6);
@@ -254,7 +254,6 @@ static void check(const Config *c) {
         die(EXIT_USAGE, "--train GLOB is needed: the training shards (or --plan)");
     if (c->pos == POS_ROPE && c->head_dim % 2)
         die(EXIT_USAGE, "--pos rope needs an even --head-dim, not %lld", (long long)c->head_dim);
-    if (c->act == ACT_NONE) die(EXIT_USAGE, "--act: the MLP needs relu or gelu");
     if (c->total_batch != AUTO && c->total_batch % c->seq_len)
         die(EXIT_USAGE, "--total-batch %lld is not a multiple of --seq-len %lld",
             (long long)c->total_batch, (long long)c->seq_len);
@@ -339,7 +338,7 @@ ModelConfig config_model(const Config *c, int32_t vocab) {
         .V = (int)V,
         .Vp = (int)((V + 127) / 128 * 128),
         .T = (int)c->seq_len,
-        .act = (Act)c->act,
+        .act = (Act)(ACT_RELU + c->act),
         .pos = (Positions)c->pos,
         .init = (Init)c->init,
         .recompute = (Recompute)c->recompute,
@@ -391,6 +390,8 @@ static void saved_text(const cJSON *item, char *out, size_t cap) {
         format(out, cap, "%s", item->valuestring);
     else if (cJSON_IsBool(item))
         format(out, cap, "%d", cJSON_IsTrue(item) ? 1 : 0);
+    else if (cJSON_IsNumber(item) && fabs(item->valuedouble) >= 1e9)
+        format(out, cap, "%.0f", item->valuedouble); /* a large seed keeps its digits */
     else
         format(out, cap, "%.9g", cJSON_IsNumber(item) ? item->valuedouble : 0.0);
 }

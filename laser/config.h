@@ -69,7 +69,7 @@ enum { AUTO = -1 };
         "size of a head; heads x head-dim need not be d-model")                                    \
     INT(vocab, "vocab", AUTO, 2, INT32_MAX - 128, FIXED,                                           \
         "V (default: the preset's, or as the shards record)")                                      \
-    ENUM(act, "act", "", "none|relu|gelu", FIXED, "activation of the MLP (gelu: tanh form)")       \
+    ENUM(act, "act", "", "relu|gelu", FIXED, "activation of the MLP (gelu: tanh form)")            \
     ENUM(pos, "pos", "", "sinusoid|learned|rope|none", FIXED, "positions")                         \
     ENUM(init, "init", "", "pax|gpt2", FIXED, "initial weights")                                   \
     REAL(norm_eps, "norm-eps", AUTO, 0, 1, FIXED, "epsilon of the LayerNorms")                     \

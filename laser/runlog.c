@@ -187,9 +187,10 @@ static double seconds_left(const RunLog *l, const StepRecord *r, double now) {
 
 static void compose_progress(RunLog *l, const StepRecord *r, double now) {
     Text *t = &l->shown;
+    const int width = snprintf(NULL, 0, "%" PRId64, r->steps); /* so that lines stand in columns */
     text_clear(t);
-    text_add(t, "step %" PRId64 "/%" PRId64 " | loss %.4f | norm %.3f | lr %.2e | ", r->step,
-        r->steps, r->loss, r->grad_norm, r->lr);
+    text_add(t, "step %*" PRId64 "/%" PRId64 " | loss %.4f | norm %.3f | lr %.2e | ", width,
+        r->step, r->steps, r->loss, r->grad_norm, r->lr);
     if (r->step_ms < 10)
         text_add(t, "%.2f ms | ", r->step_ms);
     else if (r->step_ms < 1e4)

@@ -285,12 +285,12 @@ static void check_names(const StFile *f) {
     const StTensor **sorted = xcalloc((size_t)f->count + 1, sizeof *sorted);
     for (int i = 0; i < f->count; i++) sorted[i] = &f->tensors[i];
     qsort(sorted, (size_t)f->count, sizeof *sorted, by_name);
+    const char *twice = NULL;
     for (int i = 1; i < f->count; i++) {
-        if (strcmp(sorted[i - 1]->name, sorted[i]->name) == 0) {
-            die(EXIT_INPUT, "%s: two tensors are named %s", f->path, sorted[i]->name);
-        }
+        if (strcmp(sorted[i - 1]->name, sorted[i]->name) == 0) twice = sorted[i]->name;
     }
     free(sorted);
+    if (twice) die(EXIT_INPUT, "%s: two tensors are named %s", f->path, twice);
 }
 
 /* The tensors, in the order of their bytes, must cover the data section exactly. */
@@ -325,6 +325,7 @@ static void parse_header(StFile *f, const char *text, size_t size) {
     cJSON *root = text[0] == '{' ? cJSON_ParseWithLengthOpts(text, size + 1, &end, false) : NULL;
     if (root) end += strspn(end, " \t\r\n");
     if (!root || end != text + size) {
+        cJSON_Delete(root);
         die(EXIT_INPUT, "%s: header is not one JSON object (at byte %zu)", f->path,
             LENGTH_BYTES + (end ? (size_t)(end - text) : 0));
     }

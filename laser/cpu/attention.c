@@ -79,11 +79,21 @@ void op_attention_bwd(Backend *be, act_t *dqkv, const act_t *dout, const act_t *
 
 void attention_store_transposed(
     float *dst, ptrdiff_t ldd, const float *src, ptrdiff_t lds, int rows, int columns) {
-    int bulk = columns / 4 * 4;
-    for (int i = 0; i < rows; i += 4) {
-        int have = rows - i < 4 ? rows - i : 4, quads = have == 4 ? bulk : 0;
-        const float *s = src + i * lds;
-        pack_quads((int)ldd, dst + i, s, lds, false, quads);
-        pack_slow((int)ldd, dst + i + quads * ldd, s + quads, lds, have, columns - quads);
+    for (int j = 0; j < columns; j += 4) {
+        int n = columns - j < 4 ? columns - j : 4;
+        for (int i = 0; i < rows; i += 4) {
+            int have = rows - i < 4 ? rows - i : 4;
+            const float *s = src + i * lds + j;
+            float *d = dst + j * ldd + i;
+            if (have == 4 && n == 4)
+                pack_quads((int)ldd, d, s, lds, false, 4);
+            else
+                pack_slow((int)ldd, d, s, lds, have, n);
+        }
     }
+}
+
+void attention_prefetch_rows(float *dst, ptrdiff_t ld, int rows, int columns) {
+    for (int i = 0; i < rows; i++, dst += ld)
+        for (int c = 0; c < columns; c += 16) __builtin_prefetch(dst + c, 1);
 }

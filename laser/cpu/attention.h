@@ -54,8 +54,11 @@ void attention_carve_bwd(Carve *c, int T, int HD);
 void attention_store_transposed(
     float *dst, ptrdiff_t ldd, const float *src, ptrdiff_t lds, int rows, int columns);
 
-/* ---- LASER
- * ------------------------------------------------------------------------------------------ */
+/* Asks for the lines of rows that will be written when a block is done: their latency hides behind
+ * it. */
+void attention_prefetch_rows(float *dst, ptrdiff_t ld, int rows, int columns);
+
+/* ---- LASER ---- */
 
 #define LASER_JUMP 20.0f               /* e^20: as far as a value may rise above its reference */
 #define LASER_SMALLEST 8.67361738e-19f /* 2^-60: below this L may have lost terms that matter */

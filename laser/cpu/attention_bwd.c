@@ -18,10 +18,11 @@ typedef struct Backward {
     float *p, *ds;           /* (PANELS, CHUNK, NR): B with queries as depth */
     float *ds_rows;          /* A: rows are queries, depth KEYS */
     float *dk, *dv;          /* (PANELS, HD, NR) */
-    float *extra;  /* the same, LASER: dv of later chunks, where the block's reference changes */
-    float *rows;   /* (KEYS, HD), LASER */
-    float *step;   /* (HD), LASER */
-    double *exact; /* (T), LASER */
+    float *extra;     /* the same, LASER: dv of later chunks, where the block's reference changes */
+    float *rows;      /* (KEYS, HD), LASER */
+    float *step;      /* (HD), LASER */
+    bool *exact_rows; /* (T), LASER: has exact elements */
+    double *exact;    /* (T), LASER */
     LaserRefs refs;
 } Backward;
 
@@ -57,6 +58,7 @@ static void backward_carve(Carve *c, Backward *w, int T, int HD) {
     w->extra = carve(c, block);
     w->rows = carve(c, block);
     w->step = carve(c, hd * elem);
+    w->exact_rows = carve(c, (size_t)T * sizeof(bool));
     w->exact = carve(c, (size_t)T * sizeof(double));
     laser_carve_refs(c, &w->refs, T, HD);
 }
@@ -66,25 +68,36 @@ void attention_carve_bwd(Carve *c, int T, int HD) {
     backward_carve(c, &w, T, HD);
 }
 
-/* delta, and for LASER g; exact elements take no part in either. */
+/* delta = rowsum(dout * out) */
 static void row_sums(const Head *h, const Backward *w) {
     for (int i = 0; i < h->T; i++) {
-        const float *dout = h->dout + i * h->ldo,
-                    *o = LASER ? h->sums + i * h->ldo : h->o + i * h->ldo;
-        float *g = LASER ? w->g + (ptrdiff_t)i * h->HD : NULL;
         vf sum = {0};
         for (int c = 0; c < h->HD; c += VL) {
             int n = least(VL, h->HD - c);
-            vf d = vf_load_n(dout + c, n), x = vf_load_n(o + c, n);
-            if (LASER) {
-                d = (vf)((vi)d & (x > 0.0f));
-                vf_store_n(g + c, d / vf_select(x > 0.0f, x, vf_set1(1.0f)), n);
-                sum += d;
-            } else {
-                sum += d * x;
-            }
+            sum += vf_load_n(h->dout + i * h->ldo + c, n) * vf_load_n(h->o + i * h->ldo + c, n);
         }
         w->delta[i] = vf_sum(sum);
+    }
+}
+
+/* g = dout / L, delta = rowsum(g * L); exact elements take no part in either, and mark their row.
+ */
+static void laser_row_sums(const Head *h, const Backward *w) {
+    const vf one = vf_set1(1.0f);
+    for (int i = 0; i < h->T; i++) {
+        vf sum = {0};
+        vi lanes = {0};
+        for (int c = 0; c < h->HD; c += VL) {
+            int n = least(VL, h->HD - c);
+            vf L = vf_load_n(h->sums + i * h->ldo + c, n);
+            vi fast = L > 0.0f;
+            vf d = (vf)((vi)vf_load_n(h->dout + i * h->ldo + c, n) & fast);
+            vf_store_n(w->g + (ptrdiff_t)i * h->HD + c, d / vf_select(fast, L, one), n);
+            sum += d;
+            lanes -= fast; /* true is -1 */
+        }
+        w->delta[i] = vf_sum(sum);
+        w->exact_rows[i] = vf_sum(__builtin_convertvector(lanes, vf)) < (float)h->HD;
     }
 }
 
@@ -245,6 +258,8 @@ static const float *laser_enter_chunk(const Head *h, const Backward *w, const Pa
 
 static void key_block(const Head *h, const Backward *w, int k0) {
     int keys = least(KEYS, h->T - k0), own = k0 / CHUNK, last = (h->T - 1) / CHUNK;
+    attention_prefetch_rows(h->dk + k0 * h->ld, h->ld, keys, h->HD);
+    attention_prefetch_rows(h->dv + k0 * h->ld, h->ld, keys, h->HD);
     pack_keys(h, w, k0, keys);
     for (int q = last; q >= own; q--) {
         int start = q * CHUNK;
@@ -264,10 +279,14 @@ static void key_block(const Head *h, const Backward *w, int k0) {
 void attention_head_bwd(const Head *h, Carve *scratch) {
     Backward w;
     backward_carve(scratch, &w, h->T, h->HD);
-    row_sums(h, &w);
+    if (LASER) {
+        laser_row_sums(h, &w);
+        laser_find_refs(h, &w.refs);
+    } else {
+        row_sums(h, &w);
+    }
     pack_queries(h, &w);
-    if (LASER) laser_find_refs(h, &w.refs);
     for (int k0 = 0; k0 < h->T; k0 += KEYS) key_block(h, &w, k0);
     for (int i = 0; LASER && i < h->T; i++)
-        if (laser_row_is_exact(h, i)) laser_exact_bwd(h, i, w.exact);
+        if (w.exact_rows[i]) laser_exact_bwd(h, i, w.exact);
 }

@@ -48,17 +48,14 @@ static inline int least(int a, int b) {
     return a < b ? a : b;
 }
 
-/* The values of tokens j0 .. j0+n (all of V at once, or one chunk of E) as A. */
-static void pack_values(const Head *h, float *dst, const float *src, ptrdiff_t ld, int j0, int n) {
-    for (int c = 0; c < h->HD; c += MR)
-        pack_a_t(
-            dst + (ptrdiff_t)c * h->T + (ptrdiff_t)j0 * MR, src + c, ld, least(MR, h->HD - c), n);
-}
-
+/* E of a chunk as A, into its place among the values. */
 static void pack_exp_values(const Head *h, const Forward *f, int chunk, const float *ref) {
     int j0 = chunk * CHUNK, n = least(CHUNK, h->T - j0);
     laser_exp_values(h, f->rows, j0, n, ref + (ptrdiff_t)chunk * h->HD);
-    pack_values(h, f->values, f->rows, h->HD, j0, n);
+    for (int c = 0; c < h->HD; c += MR) {
+        float *dst = f->values + (ptrdiff_t)c * h->T + (ptrdiff_t)j0 * MR;
+        pack_a_t(dst, f->rows + c, h->HD, least(MR, h->HD - c), n);
+    }
 }
 
 /* scores (n, NR) of keys k0.. against the queries i0..; lanes that all these keys come after are
@@ -183,6 +180,8 @@ static void finish_block(const Head *h, const Forward *f, const Softmax *s, int 
 static void query_block(const Head *h, const Forward *f, int i0) {
     int n = least(NR, h->T - i0), end = i0 + n;
     float scale = h->softcap > 0.0f ? h->scale / h->softcap : h->scale;
+    attention_prefetch_rows(h->out + i0 * h->ldo, h->ldo, n, h->HD);
+    if (LASER) attention_prefetch_rows(h->sums + i0 * h->ldo, h->ldo, n, h->HD);
     pack_b_t(f->query, h->q + i0 * h->ld, h->ld, n, h->HD);
     for (ptrdiff_t i = 0; i < (ptrdiff_t)h->HD * NR; i += VL)
         vf_store(f->query + i, vf_load(f->query + i) * scale);
@@ -205,7 +204,7 @@ void attention_head_fwd(const Head *h, Carve *scratch) {
     if (LASER)
         laser_find_refs(h, &f.refs);
     else
-        pack_values(h, f.values, h->v, h->ld, 0, h->T);
+        pack_a_t(f.values, h->v, h->ld, h->HD, h->T);
     for (int chunk = 0; chunk * CHUNK < h->T; chunk++) {
         if (LASER) pack_exp_values(h, &f, chunk, f.refs.first);
         for (int i0 = chunk * CHUNK; i0 < least(h->T, (chunk + 1) * CHUNK); i0 += NR)

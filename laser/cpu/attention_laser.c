@@ -9,6 +9,7 @@
 enum { VD = VL / 2 }; /* lanes of a vector of doubles */
 typedef double vd __attribute__((vector_size(8 * VD)));
 typedef int64_t vl __attribute__((vector_size(8 * VD)));
+typedef uint64_t vul __attribute__((vector_size(8 * VD)));
 typedef float vh __attribute__((vector_size(4 * VD)));
 
 static inline int least(int a, int b) {
@@ -103,7 +104,7 @@ static inline vd vd_exp(vd x) {
     vd r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
     vd p = (vd){0} + inverse_factorials[0];
     for (int i = 1; i < 14; i++) p = p * r + inverse_factorials[i];
-    vd y = (vd)((vl)p + (((vl)t - (vl)magic) << 52));
+    vd y = (vd)((vul)p + (((vul)t - (vul)magic) << 52));
     return (vd)((vl)y & ~(x < -700.0));
 }
 
@@ -145,11 +146,19 @@ static double exact_scores(const Head *h, int i, double *scores) {
     return max + log(sum);
 }
 
-/* VD channels from c: the maximum over j of score + V, and the sum of exp(score + V - maximum) */
-static void exact_sums(const Head *h, int i, int c, const double *scores, vd *max, vd *sum) {
-    *max = (vd){0} - INFINITY, *sum = (vd){0};
-    for (int j = 0; j <= i; j++) *max = vd_max(load_values(h, j, c) + scores[j], *max);
-    for (int j = 0; j <= i; j++) *sum += vd_exp(load_values(h, j, c) + scores[j] - *max);
+/* VD channels from c: with top the largest V that row i sees, max the maximum over j of
+ * score + (V - top), and sum that of exp(score + (V - top) - max). V - top comes first: a large V
+ * would swallow the score. */
+typedef struct ExactSums {
+    vd top, max, sum;
+} ExactSums;
+
+static ExactSums exact_sums(const Head *h, int i, int c, const double *scores) {
+    ExactSums s = {(vd){0} - INFINITY, (vd){0} - INFINITY, {0}};
+    for (int j = 0; j <= i; j++) s.top = vd_max(load_values(h, j, c), s.top);
+    for (int j = 0; j <= i; j++) s.max = vd_max(load_values(h, j, c) - s.top + scores[j], s.max);
+    for (int j = 0; j <= i; j++) s.sum += vd_exp(load_values(h, j, c) - s.top + scores[j] - s.max);
+    return s;
 }
 
 static bool exact_in_group(const Head *h, int i, int c) {
@@ -162,11 +171,10 @@ void laser_exact_fwd(const Head *h, int i, double *scores) {
     double lse = exact_scores(h, i, scores);
     for (int c = 0; c < h->HD; c += VD) {
         if (!exact_in_group(h, i, c)) continue;
-        vd max, sum;
-        exact_sums(h, i, c, scores, &max, &sum);
+        ExactSums s = exact_sums(h, i, c, scores);
         for (int k = 0; k < least(VD, h->HD - c); k++)
             if (h->sums[i * h->ldo + c + k] == 0.0f)
-                h->out[i * h->ldo + c + k] = (float)(max[k] + log(sum[k]) - lse);
+                h->out[i * h->ldo + c + k] = (float)(s.top[k] + (s.max[k] + log(s.sum[k]) - lse));
     }
 }
 
@@ -188,10 +196,10 @@ void laser_exact_bwd(const Head *h, int i, double *scores) {
         if (!exact_in_group(h, i, c)) continue;
         int n = least(VD, h->HD - c);
         vl exact = vd_load_n(h->sums + i * h->ldo + c, n) == 0.0;
-        vd max, sum, dout = (vd)((vl)vd_load_n(h->dout + i * h->ldo + c, n) & exact);
-        exact_sums(h, i, c, scores, &max, &sum);
+        vd dout = (vd)((vl)vd_load_n(h->dout + i * h->ldo + c, n) & exact);
+        ExactSums s = exact_sums(h, i, c, scores);
         for (int j = 0; j <= i; j++) {
-            vd w = vd_exp(load_values(h, j, c) + scores[j] - max) / sum;
+            vd w = vd_exp(load_values(h, j, c) - s.top + scores[j] - s.max) / s.sum;
             vd_add_n(h->dv + j * h->ld + c, dout * w, n);
             vd t = dout * (w - exp(scores[j] - lse));
             double ds = 0.0;

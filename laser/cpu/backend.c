@@ -133,8 +133,7 @@ double backend_peak_flops(Backend *be) {
     return be->peak_flops;
 }
 
-/* ---- scratch
- * ------------------------------------------------------------------------------------------- */
+/* ---- scratch --------------------------------------------------------------------------------- */
 
 typedef struct ScratchPlan {
     size_t threads, gemm, logits, norm, sums, rope, total; /* offsets, bytes in all */
@@ -143,9 +142,9 @@ typedef struct ScratchPlan {
     long logits_ld;
 } ScratchPlan;
 
-/* Logits are made for as many tokens at a time as fit into this: few enough to stay near the cores,
- * many enough that the weights and their gradients, which are passed over once for each chunk, do
- * not dominate. */
+/* Logits are made for as many tokens at a time as fit into this: few enough to stay near the
+ * cores, many enough that the weights and their gradients, which are passed over once for each
+ * chunk, do not dominate. */
 static const size_t LOGITS_BYTES = (size_t)64 << 20;
 enum { LOGITS_MIN_ROWS = 64 };
 
@@ -195,8 +194,7 @@ void backend_reserve(Backend *be, const BackendLimits *l) {
     be->rope = (float *)(void *)(be->scratch + p.rope);
 }
 
-/* ---- memory
- * -------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 void *cpu_alloc(size_t bytes) {
     const size_t huge = (size_t)2 << 20;

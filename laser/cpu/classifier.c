@@ -1,6 +1,6 @@
-/* cpu/classifier.c: logits, softmax and cross-entropy, for a few tokens at a time, so that the
- * logits of all tokens never exist together. A chunk's logits become their own gradient in place.
- */
+/* cpu/classifier.c: logits, softmax and cross-entropy, for some tokens at a time, so that the
+ * logits of all tokens never exist together. A chunk's logits become their own gradient in
+ * place. */
 #include "laser/cpu/gemm.h"
 
 #include <math.h>

@@ -54,8 +54,7 @@ void op_embed_bwd(Backend *be, float *dwte, float *dpos, float beta, const act_t
     }
 }
 
-/* ---- rotary positions
- * ----------------------------------------------------------------------------------- */
+/* ---- rotary positions ------------------------------------------------------------------------ */
 
 /* In double: an angle of a thousand turns has no digits left in float. */
 static void rope_fill(Backend *be) {

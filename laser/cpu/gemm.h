@@ -1,5 +1,5 @@
-/* gemm.h: the one matrix product of this backend. One of gemm_native.c and gemm_cblas.c is linked.
- */
+/* gemm.h: the one matrix product of this backend. One of gemm_native.c and gemm_cblas.c is
+ * linked. */
 #ifndef LASER_CPU_GEMM_H
 #define LASER_CPU_GEMM_H
 
@@ -11,8 +11,8 @@ typedef enum GemmFusion {
     GEMM_ACT_BWD, /* C = C * act'(slope_at) */
 } GemmFusion;
 
-/* C(M,N) = beta * C + op(A)(M,K) op(B)(K,N), then the fusion. Row-major; beta 0 (C is not read) or
- * 1, 0 with a fusion. A transposed matrix is stored as (K,M) or (N,K). */
+/* C(M,N) = beta * C + op(A)(M,K) op(B)(K,N), then the fusion. Row-major; beta 0 (C is not read)
+ * or 1, 0 with a fusion. A transposed matrix is stored as (K,M) or (N,K). */
 typedef struct GemmArgs {
     int M, N, K;
     const float *A, *B;

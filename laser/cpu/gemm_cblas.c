@@ -5,6 +5,7 @@
 #include <cblas.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "laser/base.h"
 
@@ -36,9 +37,8 @@ static void warn_of_old_kernels(void) {
     if (!extension) return;
     for (size_t i = 0; i < sizeof old / sizeof *old; i++)
         if (strncasecmp(core, old[i], strlen(old[i])) == 0)
-            warn("OpenBLAS uses its kernels for \"%s\" on a processor with %s: several times too "
-                 "slow. "
-                 "Set OPENBLAS_CORETYPE=%s in the environment, or build with BLAS=none.",
+            warn("OpenBLAS uses its kernels for \"%s\" on a processor with %s: several times "
+                 "too slow. Set OPENBLAS_CORETYPE=%s in the environment, or build with BLAS=none.",
                 core, extension, strcmp(extension, "AVX2") == 0 ? "HASWELL" : "SKYLAKEX");
 }
 #else
@@ -46,13 +46,14 @@ static void warn_of_old_kernels(void) {}
 #endif
 
 void gemm_open(Backend *be) {
-    openblas_set_num_threads(be->threads);
+    (void)be;
     warn_of_old_kernels();
 }
 
 void gemm(Backend *be, const GemmArgs *g) {
     REQUIRE(g->M > 0 && g->N > 0 && g->K > 0, "M=%d N=%d K=%d", g->M, g->N, g->K);
     REQUIRE(g->fusion == GEMM_PLAIN || g->beta == 0.0f, "a fusion with beta=%g", (double)g->beta);
+    openblas_set_num_threads(be->threads); /* kept by the library for the process, not for us */
     cblas_sgemm(CblasRowMajor, g->transA ? CblasTrans : CblasNoTrans,
         g->transB ? CblasTrans : CblasNoTrans, g->M, g->N, g->K, 1.0f, g->A, (int)g->lda, g->B,
         (int)g->ldb, g->beta, g->C, (int)g->ldc);

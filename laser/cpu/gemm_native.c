@@ -3,9 +3,9 @@
  *
  * A block of A (BLOCK_ROWS x BLOCK_DEPTH, second-level cache) is packed by all threads. Then each
  * thread takes panels of NR columns: it packs one slice of a panel of B (slice x NR, near the
- * first-level cache) and runs it down the whole block. K is cut by its length only, and an element
- * of C is always summed by one thread in the order of k: so the bits depend neither on the number
- * of threads nor on which thread took which panel. */
+ * first-level cache) and runs it down the whole block. K is cut by its length only, and an
+ * element of C is always summed by one thread in the order of k: so the bits depend neither on
+ * the number of threads nor on which thread took which panel. */
 #include "laser/cpu/gemm.h"
 
 #include <stdio.h>
@@ -13,10 +13,8 @@
 #include "laser/base.h"
 #include "laser/cpu/micro.h"
 
-#ifndef TUNE
 enum { SLICE = 384, BLOCK_DEPTH = 2 * SLICE, BLOCK_ROWS = 512 };
-#endif
-enum { A_FLOATS = (BLOCK_ROWS + MR) * (BLOCK_DEPTH + SLICE), B_FLOATS = SLICE * NR };
+enum { A_FLOATS = (BLOCK_ROWS + MR) * BLOCK_DEPTH, B_FLOATS = SLICE * NR };
 
 typedef struct Block {
     const GemmArgs *g;
@@ -76,11 +74,6 @@ static void pack_b_slice(float *dst, const GemmArgs *g, int j, int n, int k, int
         pack_b(dst, g->B + (ptrdiff_t)k * g->ldb + j, g->ldb, n, depth);
 }
 
-static inline void prefetch_tile(const float *c, long ldc) {
-    for (int r = 0; r < MR; r++)
-        for (int v = 0; v < NR; v += 16) __builtin_prefetch(c + r * ldc + v, 1);
-}
-
 /* Rows from .. to of the block, columns j .. j+n-1. */
 static void multiply_panel(const Block *b, float *packed_b, int from, int to, int j, int n) {
     const GemmArgs *g = b->g;
@@ -94,7 +87,6 @@ static void multiply_panel(const Block *b, float *packed_b, int from, int to, in
             float *c = g->C + (ptrdiff_t)(b->i0 + i) * g->ldc + j;
             const int m = least(MR, to - i);
             const Tile t = {c, g->ldc, m, n, k > 0 || g->beta != 0.0f};
-            if (i + 2 * MR <= to && n == NR) prefetch_tile(c + MR * g->ldc, g->ldc);
             micro_kernel(depth, a + (size_t)i * (size_t)depth, packed_b, &t);
             if (last) gemm_fuse(g, b->i0 + i, j, m, n);
         }

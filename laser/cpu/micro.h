@@ -57,26 +57,30 @@ MICRO_FN micro_store_edge(const float *edge /* (., NR) */, const Tile *t) {
 MICRO_BODY micro_body(
     const int R, const int N, int K, const float *a, const float *b, const Tile *t) {
     vf acc[MR][NV];
-    MICRO_UNROLL for (int i = 0; i < R; i++) MICRO_UNROLL for (int j = 0; j < N; j++) acc[i][j] =
-        (vf){0};
+    MICRO_UNROLL for (int i = 0; i < R; i++) {
+        MICRO_UNROLL for (int j = 0; j < N; j++) acc[i][j] = (vf){0};
+    }
     for (int k = 0; k < K; k++, a += MR, b += NR) {
         vf v[NV];
         MICRO_UNROLL for (int j = 0; j < N; j++) v[j] = vf_load(b + j * VL);
-        MICRO_UNROLL for (int i = 0; i < R; i++) MICRO_UNROLL for (int j = 0; j < N; j++)
-            acc[i][j] = vf_fma(vf_set1(a[i]), v[j], acc[i][j]);
+        MICRO_UNROLL for (int i = 0; i < R; i++) {
+            MICRO_UNROLL for (int j = 0; j < N; j++) acc[i][j] =
+                vf_fma(vf_set1(a[i]), v[j], acc[i][j]);
+        }
     }
     const Tile to = *t; /* a copy: stores to C could change *t, for all the compiler knows */
     if (to.m == R && to.n == N * VL) {
-        if (to.add)
-            MICRO_UNROLL for (int i = 0; i < R; i++) MICRO_UNROLL for (int j = 0; j < N; j++)
-                acc[i][j] += vf_load(to.c + i * to.ldc + j * VL);
-        MICRO_UNROLL for (int i = 0; i < R; i++) MICRO_UNROLL for (int j = 0; j < N; j++)
-            vf_store(to.c + i * to.ldc + j * VL, acc[i][j]);
+        MICRO_UNROLL for (int i = 0; i < R; i++) {
+            float *c = to.c + i * to.ldc;
+            if (to.add) MICRO_UNROLL for (int j = 0; j < N; j++) acc[i][j] += vf_load(c + j * VL);
+            MICRO_UNROLL for (int j = 0; j < N; j++) vf_store(c + j * VL, acc[i][j]);
+        }
         return;
     }
     float edge[MR * NR];
-    MICRO_UNROLL for (int i = 0; i < R; i++) MICRO_UNROLL for (int j = 0; j < N; j++)
-        vf_store(edge + i * NR + j * VL, acc[i][j]);
+    MICRO_UNROLL for (int i = 0; i < R; i++) {
+        MICRO_UNROLL for (int j = 0; j < N; j++) vf_store(edge + i * NR + j * VL, acc[i][j]);
+    }
     micro_store_edge(edge, t);
 }
 
@@ -123,20 +127,24 @@ static inline void micro_kernel(int K, const float *a, const float *b, const Til
         micro_rows_1(K, a, b, t);
 }
 
-/* ---- packing: W is MR or NR; K * W * ceil(n / W) floats are written, zero beyond n
- * ------------------ */
+/* ---- packing: W is MR or NR; W * K * ceil(n / W) floats are written, zero beyond n ---- */
 
 /* Source with the panel's dimension contiguous: element (j, depth k) at src[k * ld + j], j < n. */
 static inline void pack_copy(
     const int W, float *dst, const float *src, ptrdiff_t ld, int n, int K) {
-    for (int p = 0; p < n; p += W, src += W) {
-        for (int k = 0; k < K; k++, dst += W) {
-            if (n - p >= W) {
-                memcpy(dst, src + k * ld, (size_t)W * sizeof *dst);
-                continue;
+    enum { CHUNK_ROWS = 16 }; /* source rows at a time, so that their lines are fetched once */
+    for (int k0 = 0; k0 < K; k0 += CHUNK_ROWS) {
+        int k1 = K - k0 < CHUNK_ROWS ? K : k0 + CHUNK_ROWS;
+        for (int p = 0; p < n; p += W)
+            for (int k = k0; k < k1; k++) {
+                float *d = dst + (ptrdiff_t)p * K + (ptrdiff_t)k * W;
+                const float *s = src + k * ld + p;
+                if (n - p >= W) {
+                    memcpy(d, s, (size_t)W * sizeof *d);
+                    continue;
+                }
+                for (int j = 0; j < W; j++) d[j] = j < n - p ? s[j] : 0.0f;
             }
-            for (int j = 0; j < W; j++) dst[j] = j < n - p ? src[k * ld + j] : 0.0f;
-        }
     }
 }
 

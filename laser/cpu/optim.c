@@ -1,6 +1,6 @@
 /* cpu/optim.c: what happens once a step: the loss and the norm of the gradient, whether the step
- * counts, and AdamW. Bound by memory: every array is passed over once (twice with update clipping).
- */
+ * counts, and AdamW. Bound by memory: every array is passed over once (twice with update
+ * clipping). */
 #include "laser/cpu/backend.h"
 
 #include <math.h>
@@ -68,8 +68,7 @@ void op_step_decide(Backend *be, StepState *s) {
     s->updates += !s->skipped;
 }
 
-/* ---- AdamW
- * --------------------------------------------------------------------------------------------- */
+/* ---- AdamW ----------------------------------------------------------------------------------- */
 
 typedef struct Adam { /* of one step */
     float *params, *master, *m, *v;

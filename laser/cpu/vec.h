@@ -131,7 +131,7 @@ static inline vf vf_exp(vf x) {
 /* ln x for x >= 0, error below 1 ulp; subnormals count as 0 and give -inf. */
 static inline vf vf_log(vf x) {
     const vi half = vi_set1(0x3f3504f3); /* sqrt(1/2): mantissas from [sqrt(1/2), sqrt(2)) */
-    vi d = (vi)x - half;
+    vi d = (vi)((vu)x - (vu)half);
     vf e = __builtin_convertvector(d >> 23, vf);
     vf f = (vf)((d & 0x007fffff) + half) - 1.0f, q = f * f;
     vf p = vf_set1(-8.10316817e-2f);

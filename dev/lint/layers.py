@@ -1,0 +1,69 @@
+"""Who may include whom: the layers of DESIGN section 1, as a table that lint.py enforces on
+direct and indirect includes."""
+
+BASE = {"laser/base.h"}
+SEAM = BASE | {"laser/backend.h"}
+CONFIG = SEAM | {"laser/config.h", "laser/version.h"}
+MODEL = CONFIG | {"laser/arena.h", "laser/rng.h", "laser/model.h"}
+TRAIN = MODEL | {"laser/optim.h", "laser/safetensors.h", "laser/checkpoint.h", "laser/json.h"}
+
+# Files (or folders, with a slash) -> headers of ours that they may reach, besides those of their
+# own name or folder. The first line that fits counts.
+LAYERS = [
+    ("laser/base", set()),
+    ("laser/rng", BASE),
+    ("laser/arena", BASE),
+    ("laser/json", BASE),
+    ("laser/version", set()),
+    ("laser/schedule", BASE),
+    ("laser/comm", BASE),
+    ("laser/backend", BASE),
+    ("laser/safetensors", BASE | {"laser/json.h"}),
+    ("laser/tbevents", BASE | {"laser/json.h"}),
+    ("laser/runlog", BASE | {"laser/json.h", "laser/tbevents.h"}),
+    ("laser/config", CONFIG | {"laser/json.h"}),
+    ("laser/rundir", CONFIG | {"laser/json.h"}),
+    ("laser/model", MODEL),
+    ("laser/passes", MODEL),
+    ("laser/forward", MODEL | {"laser/passes.h"}),
+    ("laser/backward", MODEL | {"laser/passes.h"}),
+    ("laser/sample", MODEL),
+    ("laser/optim", MODEL | {"laser/schedule.h"}),
+    ("laser/checkpoint", TRAIN),
+    ("laser/plan", TRAIN),
+    ("laser/cpu/", SEAM | {"laser/comm.h"}),
+    ("laser/cuda/", SEAM | {"laser/comm.h"}),
+    ("dataloader/", BASE | {"laser/rng.h"}),
+]
+
+
+def allowed(path):
+    """Headers that path may reach; None: anything outside dev/."""
+    stem = path.rsplit(".", 1)[0]
+    for name, headers in LAYERS:
+        if path.startswith(name) if name.endswith("/") else stem == name:
+            return headers
+    return None
+
+
+def own(path, header):
+    """Whether header belongs to path: the same name, or the same folder below laser/ or in
+    dataloader/."""
+    if path.rsplit(".", 1)[0] == header.rsplit(".", 1)[0]:
+        return True
+    folder = path.rsplit("/", 1)[0]
+    return folder in ("laser/cpu", "laser/cuda", "dataloader") and header.startswith(folder + "/")
+
+
+def may_reach(path, header):
+    if path.startswith("dev/") or path == "test_gpt.c":
+        return True
+    if header.startswith("dev/"):
+        return False
+    headers = allowed(path)
+    return headers is None or header in headers or own(path, header)
+
+
+def unknown(path):
+    """A file of laser/ that no line of the table names."""
+    return path.startswith("laser/") and allowed(path) is None

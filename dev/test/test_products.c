@@ -1,0 +1,308 @@
+/* test_products.c: what is made of matrix products, the linear layer and the classifier, on the
+ * linked backend, against the oracle, over the cases of dev/ref/cases.h. Laid out like test_ops.c.
+ * Knows the seam alone. */
+#include <math.h>
+#include <string.h>
+
+#include "dev/ref/cases.h"
+#include "dev/test/tensor.h"
+
+/* ---- linear layer and activation ------------------------------------------------------------- */
+
+enum {
+    LIN_X,
+    LIN_W,
+    LIN_BIAS,
+    LIN_Y,
+    LIN_PRE,
+    LIN_DY,
+    LIN_XPRE,
+    LIN_XACT,
+    LIN_DX,
+    LIN_DW,
+    LIN_DB,
+    LIN_DW_ADDED,
+    LIN_DB_ADDED
+};
+
+static Act act_of(RefAct a) {
+    return a == REF_RELU ? ACT_RELU : a == REF_GELU ? ACT_GELU : ACT_NONE;
+}
+
+/* Forward; op_act_fwd on a random pre (which makes the x of the backward); backward twice, beta 0
+ * and 1. */
+static void linear_run(Bench *b, const void *opaque) {
+    const LinearCase *c = opaque;
+    const size_t nx = product(c->N, c->IC), ny = product(c->N, c->OC), nw = product(c->OC, c->IC);
+    const int wide = c->OC > c->IC ? c->OC : c->IC;
+    backend_reserve(b->be, &(BackendLimits){1, c->N, c->IC, wide, 1, c->OC, 2});
+    act_t *x = tensor_act(bench_random(b, TENSOR_ACT, nx, 1, 0));
+    act_t *w = tensor_act(bench_random(b, TENSOR_ACT, nw, 1 / sqrt(c->IC), 0));
+    act_t *bias = tensor_act(bench_random(b, TENSOR_ACT, (size_t)c->OC, 1, 0));
+    act_t *y = tensor_act(bench_output(b, TENSOR_ACT, ny));
+    act_t *pre = tensor_act(bench_output(b, TENSOR_ACT, ny));
+    LinearArgs a = {c->N, c->OC, c->IC, w, c->bias ? bias : NULL, act_of(c->act), NULL};
+    if (c->act == REF_GELU) a.pre = pre;
+    op_linear_fwd(b->be, y, x, &a);
+
+    act_t *dy = tensor_act(bench_random(b, TENSOR_ACT, ny, 1, 0));
+    act_t *xpre = tensor_act(bench_random(b, TENSOR_ACT, nx, 1.5, 0));
+    act_t *xact = tensor_act(bench_output(b, TENSOR_ACT, nx));
+    if (c->act == REF_NONE) {
+        xact = xpre;
+    } else {
+        op_act_fwd(b->be, xact, xpre, a.act, nx);
+    }
+    act_t *dx = tensor_act(bench_output(b, TENSOR_ACT, nx));
+    float *dw = tensor_float(bench_output(b, TENSOR_FLOAT, nw));
+    float *db = tensor_float(bench_output(b, TENSOR_FLOAT, (size_t)c->OC));
+    float *dw2 = tensor_float(bench_random(b, TENSOR_FLOAT, nw, 1, 0));
+    float *db2 = tensor_float(bench_random(b, TENSOR_FLOAT, (size_t)c->OC, 1, 0));
+    a.pre = c->act == REF_GELU ? xpre : NULL;
+    op_linear_bwd(b->be, dx, dw, c->bias ? db : NULL, 0, dy, xact, &a);
+    op_linear_bwd(b->be, NULL, dw2, c->bias ? db2 : NULL, 1, dy, xact, &a);
+}
+
+/* y: a sum of IC products and the bias, off by tau = gamma(IC + 1) * absolute sum; gelu has slope
+ * <= 1.13 and its own FN |pre|. */
+static void linear_check_fwd(Bench *b, const LinearCase *c) {
+    Tensor *at = b->tensors;
+    const size_t ny = at[LIN_Y].n, nx = at[LIN_X].n, nw = at[LIN_W].n;
+    RefLinear a = {c->N, c->OC, c->IC, at[LIN_W].in, c->bias ? at[LIN_BIAS].in : NULL, c->act};
+    double *y = bench_doubles(b, ny), *pre = bench_doubles(b, ny), *tol = bench_doubles(b, ny);
+    RefLinear sums = {c->N, c->OC, c->IC, bench_absolute(b, a.w, nw), NULL, REF_NONE};
+    if (c->bias) sums.bias = bench_absolute(b, a.bias, (size_t)c->OC);
+    ref_linear_fwd(y, pre, at[LIN_X].in, &a);
+    ref_linear_fwd(tol, NULL, bench_absolute(b, at[LIN_X].in, nx), &sums);
+    scaled(tol, ny, ref_gamma(c->IC + 1));
+    if (c->act == REF_GELU) {
+        bench_compare(b, "pre", &at[LIN_PRE], pre, tol);
+        for (size_t i = 0; i < ny; i++) tol[i] = 1.13 * tol[i] + REF_FN * fabs(pre[i]);
+    }
+    bench_compare(b, "y", &at[LIN_Y], y, tol);
+
+    const double last = at[LIN_W].in[nw - 1];
+    at[LIN_W].in[nw - 1] = 0;
+    ref_linear_fwd(y, pre, at[LIN_X].in, &a);
+    at[LIN_W].in[nw - 1] = last;
+    if (c->N > 1) bench_compare_planted(b, "last product missing", &at[LIN_Y], y, tol);
+    if (c->bias) {
+        a.bias = NULL;
+        ref_linear_fwd(y, pre, at[LIN_X].in, &a);
+        bench_compare_planted(b, "bias ignored", &at[LIN_Y], y, tol);
+        a.bias = at[LIN_BIAS].in;
+    }
+    if (c->act == REF_GELU) { /* the form with erf differs by up to 5e-4 */
+        for (size_t i = 0; i < ny; i++) y[i] = 0.5 * pre[i] * (1 + erf(pre[i] / sqrt(2)));
+        bench_compare_planted(b, "gelu with erf", &at[LIN_Y], y, tol);
+    }
+}
+
+/* dw, dbias: sums of N terms. dx: a sum of OC products, times the slope of the activation; the
+ * slope of gelu is off by FN (1 + 0.8 |x| + 0.107 |x|^3), from 0.5 FN in (1 + t) / 2 and 2 FN in 1
+ * - t^2. */
+static void linear_check_bwd(Bench *b, const LinearCase *c) {
+    Tensor *at = b->tensors;
+    const size_t nx = at[LIN_X].n, nw = at[LIN_W].n, OC = (size_t)c->OC;
+    const double *dy = at[LIN_DY].in, *pre = at[LIN_XPRE].in;
+    const double *x = c->act == REF_NONE ? pre : tensor_read(b, &at[LIN_XACT]);
+    RefLinear a = {c->N, c->OC, c->IC, at[LIN_W].in, NULL, c->act};
+    RefLinear sums = {c->N, c->OC, c->IC, bench_absolute(b, a.w, nw), NULL, REF_NONE};
+    double *dx = bench_doubles(b, nx), *dw = bench_doubles(b, nw), *db = bench_doubles(b, OC);
+    double *dx_tol = bench_doubles(b, nx), *dw_tol = bench_doubles(b, nw);
+    double *db_tol = bench_doubles(b, OC);
+    ref_linear_bwd(dx, dw, db, 0, dy, x, pre, &a);
+    const double *dy_abs = bench_absolute(b, dy, at[LIN_DY].n), *x_abs = bench_absolute(b, x, nx);
+    ref_linear_bwd(dx_tol, dw_tol, db_tol, 0, dy_abs, x_abs, NULL, &sums);
+    scaled(dw_tol, nw, ref_gamma(c->N + 1));
+    scaled(db_tol, OC, ref_gamma(c->N + 1));
+    for (size_t i = 0; i < nx; i++) {
+        double p = fabs(pre[i]), slope = fabs(ref_act_grad(pre[i], c->act));
+        double slope_err = c->act == REF_GELU ? REF_FN * (1 + 0.8 * p + 0.107 * p * p * p) : 0;
+        dx_tol[i] *= ref_gamma(c->OC) * slope + slope_err;
+    }
+    bench_compare(b, "dx", &at[LIN_DX], dx, dx_tol);
+    bench_compare(b, "dw", &at[LIN_DW], dw, dw_tol);
+    if (c->bias) bench_compare(b, "dbias", &at[LIN_DB], db, db_tol);
+
+    double *dw2 = tensor_copy(b, &at[LIN_DW_ADDED]), *db2 = tensor_copy(b, &at[LIN_DB_ADDED]);
+    ref_linear_bwd(NULL, dw2, db2, 1, dy, x, pre, &a);
+    bench_compare(b, "dw added", &at[LIN_DW_ADDED], dw2, dw_tol);
+    if (c->bias) bench_compare(b, "dbias added", &at[LIN_DB_ADDED], db2, db_tol);
+    bench_compare_planted(b, "dw written, not added", &at[LIN_DW_ADDED], dw, dw_tol);
+
+    if (c->N == 1) return;
+    a.N = c->N / 2; /* one token may be all zeros after a relu */
+    ref_linear_bwd(NULL, dw, db, 0, dy, x, pre, &a);
+    bench_compare_planted(b, "second half missing in dw", &at[LIN_DW], dw, dw_tol);
+    if (c->bias) bench_compare_planted(b, "second half missing in db", &at[LIN_DB], db, db_tol);
+    a.N = c->N, a.act = REF_NONE;
+    ref_linear_bwd(dx, dw, db, 0, dy, x, pre, &a);
+    if (c->act != REF_NONE) {
+        bench_compare_planted(b, "derivative of the activation missing", &at[LIN_DX], dx, dx_tol);
+    }
+}
+
+static void linear_check(Bench *b, const LinearCase *c) {
+    Tensor *at = b->tensors;
+    linear_check_fwd(b, c);
+    if (c->act != REF_NONE) {
+        const size_t n = at[LIN_XACT].n;
+        double *h = bench_doubles(b, n), *tol = bench_doubles(b, n);
+        for (size_t i = 0; i < n; i++) {
+            h[i] = ref_act(at[LIN_XPRE].in[i], c->act);
+            tol[i] = c->act == REF_GELU ? REF_FN * fabs(at[LIN_XPRE].in[i]) : 0;
+        }
+        bench_compare(b, "act(pre)", &at[LIN_XACT], h, tol);
+    }
+    linear_check_bwd(b, c);
+}
+
+/* ---- classifier ------------------------------------------------------------------------------ */
+
+enum {
+    CLASS_X,
+    CLASS_W,
+    CLASS_BIAS,
+    CLASS_LOSS,
+    CLASS_LOSS2,
+    CLASS_LOGITS,
+    CLASS_DX,
+    CLASS_DW,
+    CLASS_DB,
+    CLASS_DX2,
+    CLASS_DW_ADDED,
+    CLASS_DB_ADDED
+};
+static const float class_grad_scale = 0.37f;
+
+static void classifier_run(Bench *b, const void *opaque) {
+    const ClassifierCase *c = opaque;
+    const size_t N = (size_t)c->N, V = (size_t)c->V, nx = product(c->N, c->C);
+    const size_t nw = product(c->V, c->C);
+    backend_reserve(b->be, &(BackendLimits){1, c->N, c->C, 1, 1, 1, c->V});
+    bench_ids(b, c->N, c->V);
+    act_t *x = tensor_act(bench_random(b, TENSOR_ACT, nx, c->logit_std, 0));
+    act_t *w = tensor_act(bench_random(b, TENSOR_ACT, nw, 1 / sqrt(c->C), 0));
+    act_t *bias = tensor_act(bench_random(b, TENSOR_ACT, V, 1, 0));
+    float *losses = tensor_float(bench_output(b, TENSOR_FLOAT, N));
+    float *losses2 = tensor_float(bench_output(b, TENSOR_FLOAT, N));
+    float *logits = tensor_float(bench_output(b, TENSOR_FLOAT, N * V));
+    ClassifierArgs a = {c->N, c->C, c->V, w, c->bias ? bias : NULL, (float)c->softcap};
+    op_classifier_loss(b->be, losses, x, b->ids, &a);
+    op_classifier_logits(b->be, logits, x, &a);
+    act_t *dx = tensor_act(bench_output(b, TENSOR_ACT, nx));
+    float *dw = tensor_float(bench_output(b, TENSOR_FLOAT, nw));
+    float *db = tensor_float(bench_output(b, TENSOR_FLOAT, V));
+    op_classifier_train(
+        b->be, losses2, dx, dw, c->bias ? db : NULL, 0, class_grad_scale, x, b->ids, &a);
+    act_t *dx2 = tensor_act(bench_output(b, TENSOR_ACT, nx));
+    float *dw2 = tensor_float(bench_random(b, TENSOR_FLOAT, nw, 1, 0));
+    float *db2 = tensor_float(bench_random(b, TENSOR_FLOAT, V, 1, 0));
+    op_classifier_train(
+        b->be, losses2, dx2, dw2, c->bias ? db2 : NULL, 1, class_grad_scale, x, b->ids, &a);
+}
+
+typedef struct ClassifierWant {
+    double *logits, *losses, *dx, *dw, *db;
+} ClassifierWant;
+
+static ClassifierWant classifier_want(Bench *b, const RefClassifier *a, const double *x) {
+    const size_t N = (size_t)a->N, V = (size_t)a->V, C = (size_t)a->C;
+    ClassifierWant want = {bench_doubles(b, N * V), bench_doubles(b, N), bench_doubles(b, N * C),
+        bench_doubles(b, V * C), bench_doubles(b, V)};
+    RefClassifierGrads g = {want.dx, want.dw, want.db, 0, (double)class_grad_scale};
+    ref_classifier_logits(want.logits, x, a);
+    ref_classifier_loss(want.losses, x, b->host_ids, a);
+    ref_classifier_bwd(&g, x, b->host_ids, a);
+    return want;
+}
+
+static void classifier_planted(
+    Bench *b, const ClassifierCase *c, const RefClassifier *right, const RefClassifierTol *tol) {
+    Tensor *at = b->tensors;
+    const double *x = at[CLASS_X].in;
+    RefClassifier wrong = *right;
+    /* one padding row of the table, all zero, receives probability */
+    double *padded = bench_doubles(b, product(c->V + 1, c->C));
+    memcpy(padded, right->w, product(c->V, c->C) * sizeof *padded);
+    double *padded_bias = bench_doubles(b, (size_t)c->V + 1);
+    if (c->bias) memcpy(padded_bias, right->bias, (size_t)c->V * sizeof *padded_bias);
+    wrong.w = padded, wrong.bias = padded_bias, wrong.V = c->V + 1;
+    /* with huge logits or a large vocabulary the probability of one more entry is below rounding */
+    if (c->logit_std < 10 && c->V < 1000) {
+        ClassifierWant want = classifier_want(b, &wrong, x);
+        bench_compare_planted(b, "padding in loss", &at[CLASS_LOSS], want.losses, tol->losses);
+        bench_compare_planted(b, "padding in dx", &at[CLASS_DX], want.dx, tol->dx);
+    }
+    wrong = *right, wrong.softcap = c->softcap * 1.01, wrong.bias = NULL;
+    ClassifierWant want = classifier_want(b, &wrong, x);
+    if (c->softcap > 0 || c->bias) {
+        bench_compare_planted(
+            b, "bias or cap in logits", &at[CLASS_LOGITS], want.logits, tol->logits);
+        bench_compare_planted(b, "bias or cap in loss", &at[CLASS_LOSS], want.losses, tol->losses);
+        bench_compare_planted(b, "bias or cap in dw", &at[CLASS_DW], want.dw, tol->dw);
+    }
+    wrong = *right, wrong.N = c->N - 1;
+    if (c->N == 1) return;
+    want = classifier_want(b, &wrong, x);
+    bench_compare_planted(b, "last token missing", &at[CLASS_DW], want.dw, tol->dw);
+    if (c->bias) bench_compare_planted(b, "last token missing", &at[CLASS_DB], want.db, tol->dbias);
+}
+
+static void classifier_check(Bench *b, const ClassifierCase *c) {
+    Tensor *at = b->tensors;
+    const size_t N = (size_t)c->N, V = (size_t)c->V, nx = at[CLASS_X].n, nw = at[CLASS_W].n;
+    const double *x = at[CLASS_X].in;
+    RefClassifier a = {c->N, c->C, c->V, at[CLASS_W].in, c->bias ? at[CLASS_BIAS].in : NULL,
+        float_value(c->softcap)};
+    ClassifierWant want = classifier_want(b, &a, x);
+    RefClassifierTol tol = {bench_doubles(b, N * V), bench_doubles(b, N), bench_doubles(b, nx),
+        bench_doubles(b, nw), bench_doubles(b, V)};
+    ref_classifier_bound(&tol, (double)class_grad_scale, x, b->host_ids, &a);
+    bench_compare(b, "logits", &at[CLASS_LOGITS], want.logits, tol.logits);
+    bench_compare(b, "losses", &at[CLASS_LOSS], want.losses, tol.losses);
+    bench_compare(b, "losses of training", &at[CLASS_LOSS2], want.losses, tol.losses);
+    bench_compare(b, "dx", &at[CLASS_DX], want.dx, tol.dx);
+    bench_compare(b, "dw", &at[CLASS_DW], want.dw, tol.dw);
+    if (c->bias) bench_compare(b, "dbias", &at[CLASS_DB], want.db, tol.dbias);
+    bench_compare(b, "dx again", &at[CLASS_DX2], want.dx, tol.dx);
+    double *dw2 = bench_copied(b, want.dw, nw), *db2 = bench_copied(b, want.db, V);
+    for (size_t i = 0; i < nw; i++) dw2[i] += at[CLASS_DW_ADDED].in[i];
+    for (size_t i = 0; i < V; i++) db2[i] += at[CLASS_DB_ADDED].in[i];
+    bench_compare(b, "dw added", &at[CLASS_DW_ADDED], dw2, tol.dw);
+    if (c->bias) bench_compare(b, "dbias added", &at[CLASS_DB_ADDED], db2, tol.dbias);
+    classifier_planted(b, c, &a, &tol);
+}
+
+/* ---- the tables ------------------------------------------------------------------------------ */
+
+static void linear_equals(Test *t) {
+    BENCH_EACH_CASE(t, linear);
+}
+static void classifier_equals(Test *t) {
+    BENCH_EACH_CASE(t, classifier);
+}
+
+static void same_bits_again(Test *t) {
+    static const int two[3] = {2, 2, 2};
+    BENCH_EACH_SAME_BITS(t, linear, two);
+    BENCH_EACH_SAME_BITS(t, classifier, two);
+}
+
+static void same_bits_any_threads(Test *t) {
+    static const int one_and_two[3] = {1, 2, 1};
+    if (bench_threads_cut_sums()) SKIP(t, BENCH_THREADS_CUT_SUMS);
+    BENCH_EACH_SAME_BITS(t, linear, one_and_two);
+    BENCH_EACH_SAME_BITS(t, classifier, one_and_two);
+}
+
+const TestCase *test_products(int *count) {
+    static const TestCase cases[] = {
+        {"products: linear layer and activation equal the oracle", linear_equals},
+        {"products: classifier equals the oracle", classifier_equals},
+        {"products: the same bits every time", same_bits_again},
+        {"products: 1 and 2 threads give the same bits", same_bits_any_threads},
+    };
+    return TEST_TABLE(cases, count);
+}

@@ -1,0 +1,149 @@
+#!/bin/sh
+# setup.sh: installs what is missing, one line for each thing, and nothing where all is there.
+#   scripts/setup.sh [build] [quickstart] [test] [reference]      (no group: build)
+# Packages come from Debian or Ubuntu with apt-get; where there is no apt or no permission, they are
+# named and the exit code is 1. Python packages go to build/venv.
+set -eu
+
+usage() {
+    cat <<'END'
+Usage: setup.sh [GROUP]...       installs what is missing (default: build)
+  build       C compiler, make, OpenBLAS, OpenMPI, cJSON
+  quickstart  what the vocabulary and the text need, and numpy and matplotlib for the plots
+  test        as quickstart, and what reads our files back: safetensors, tensorboard
+  reference   PyTorch, for dev/ref/model_ref.py and the comparison in dev/bench
+Exit status: 0 all is there, 1 something cannot be installed, 2 wrong usage.
+END
+}
+
+cd "$(dirname "$0")/.."
+missing=""   # Debian packages
+why=""       # what stands for each, for people without apt
+venv=build/venv
+wheels=""    # Python packages
+
+need() { # PACKAGE DESCRIPTION CHECK...: the package is missing when the check fails
+    package=$1 description=$2
+    shift 2
+    "$@" >/dev/null 2>&1 && return 0
+    missing="$missing $package"
+    why="$why
+  $package ($description)"
+}
+
+header() { # FILE...: one of them is in a directory that compilers search
+    for file in "$@"; do
+        for dir in /usr/include /usr/local/include /usr/include/*-linux-gnu*; do
+            [ -e "$dir/$file" ] && return 0
+        done
+    done
+    return 1
+}
+
+openblas() { header cblas.h openblas/cblas.h openblas-openmp/cblas.h; }
+command_there() { command -v "$1"; }
+venv_there() { [ -x $venv/bin/python ] || python3 -c 'import ensurepip, venv'; }
+
+wheel() { # PACKAGE IMPORTED...: into build/venv unless the directory of the import is there
+    package=$1
+    shift
+    for dir in "$venv"/lib/python3*/site-packages; do
+        [ -d "$dir/$1" ] && return 0
+    done
+    wheels="$wheels $package"
+}
+
+group_build() {
+    need gcc "C compiler" command_there cc
+    need libc6-dev "C library headers" header stdio.h
+    need make make command_there make
+    need libopenblas-openmp-dev "BLAS" openblas
+    need libopenmpi-dev "MPI headers" command_there mpicc
+    need openmpi-bin "mpirun" command_there mpirun
+    need libcjson-dev "cJSON" header cjson/cJSON.h
+}
+
+group_quickstart() {
+    need g++ "C++ compiler" command_there c++
+    need zlib1g-dev zlib header zlib.h
+    need libsentencepiece-dev sentencepiece header sentencepiece_trainer.h
+    need python3 Python command_there python3
+    need python3-venv "Python environments" venv_there
+    need groff-base "manual pages as text" command_there groff
+    need curl "downloads" command_there curl
+    wheel numpy numpy
+    wheel matplotlib matplotlib
+}
+
+group_test() {
+    group_quickstart
+    wheel safetensors safetensors
+    wheel tensorboard tensorboard
+}
+
+group_reference() {
+    need python3 Python command_there python3
+    need python3-venv "Python environments" venv_there
+    wheel numpy numpy
+    wheel safetensors safetensors
+    wheel torch torch
+}
+
+install_packages() {
+    [ -n "$missing" ] || return 0
+    root=""
+    if [ "$(id -u)" != 0 ]; then root="sudo"; fi
+    if ! command -v apt-get >/dev/null || { [ -n "$root" ] && ! command -v sudo >/dev/null; }; then
+        echo "setup: these are missing and cannot be installed from here (names of Debian):$why" >&2
+        echo "setup: install them, then run the same command again." >&2
+        exit 1
+    fi
+    echo "setup: installing packages:$why"
+    # old package lists may do where new ones cannot be had
+    $root apt-get update -qq >/dev/null || true
+    # shellcheck disable=SC2086
+    $root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends $missing >/dev/null || {
+        echo "setup: apt-get failed; install these, then run the same command again: $missing" >&2
+        exit 1
+    }
+}
+
+install_wheels() {
+    [ -n "$wheels" ] || return 0
+    if [ ! -x $venv/bin/python ]; then
+        echo "setup: making $venv"
+        mkdir -p build
+        python3 -m venv $venv || { echo "setup: python3 -m venv failed" >&2; exit 1; }
+    fi
+    index=""
+    for name in $wheels; do
+        echo "setup: installing $name (Python, $venv)"
+        # the build without CUDA libraries is a tenth of the size
+        if [ "$name" = torch ]; then
+            index=""
+        fi
+    done
+    # shellcheck disable=SC2086
+    $venv/bin/python -m pip install -q --disable-pip-version-check $index $wheels || {
+        echo "setup: pip failed; install into $venv, then run the same command again: $wheels" >&2
+        exit 1
+    }
+}
+
+[ $# -gt 0 ] || set -- build
+for group in "$@"; do
+    case $group in
+        build | quickstart | test | reference) "group_$group" ;;
+        --help) usage; exit 0 ;;
+        *) echo "setup: no group '$group'" >&2; usage >&2; exit 2 ;;
+    esac
+done
+# a group named twice, or within another, asks once
+# shellcheck disable=SC2086
+missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ' | sed 's/ *$//')
+# shellcheck disable=SC2086
+wheels=$(printf '%s\n' $wheels | sort -u | tr '\n' ' ' | sed 's/ *$//')
+[ -z "$missing" ] || why=$(printf '%s\n' "$why" | sed '/^$/d' | sort -u | sed '1s/^/\n/')
+install_packages
+install_wheels

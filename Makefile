@@ -4,7 +4,7 @@
 BACKEND ?= cpu
 ATTN ?= both
 PRECISION ?= fp32
-BLAS ?= openblas
+BLAS ?= none
 MPI ?= $(if $(shell command -v mpicc 2>/dev/null),1,0)
 SANITIZE ?= 0
 ARCH ?= native
@@ -17,7 +17,7 @@ one_of = $(if $(filter-out $2,$($1))$(if $($1),,x),$(error $1='$($1)' is not kno
 $(call one_of,BACKEND,cpu)
 $(call one_of,ATTN,laser standard both)
 $(call one_of,PRECISION,fp32)
-$(call one_of,BLAS,openblas none)
+$(call one_of,BLAS,none openblas)
 $(call one_of,MPI,0 1)
 $(call one_of,SANITIZE,0 1 thread)
 $(call one_of,WERROR,0 1)
@@ -148,7 +148,7 @@ help:
 	@echo '  BACKEND=cpu                  ($(BACKEND))'
 	@echo '  ATTN=laser|standard|both     ($(ATTN))'
 	@echo '  PRECISION=fp32               ($(PRECISION))'
-	@echo '  BLAS=openblas|none           ($(BLAS))  none: our own matrix product'
+	@echo '  BLAS=none|openblas           ($(BLAS))  none: our own matrix product'
 	@echo '  MPI=0|1                      ($(MPI))  1: several processes, started by mpirun'
 	@echo '  SANITIZE=0|1|thread          ($(SANITIZE))  1: address and undefined behaviour'
 	@echo '  ARCH=native|x86-64-v3|...    ($(ARCH))  what -march gets'

@@ -25,7 +25,7 @@
 #include "laser/schedule.h"
 #include "laser/version.h"
 
-enum { PATH_BYTES = 4096, MAX_SKIPPED_IN_ROW = 20 };
+enum { PATH_BYTES = 4096, MAX_SKIPPED_IN_ROW = 20, MAX_PEAK_MEASUREMENTS = 10 };
 
 typedef struct Trainer {
     Config config;
@@ -46,6 +46,7 @@ typedef struct Trainer {
     int64_t step_sequences;       /* of all processes */
     int micro_steps;
     double peak_flops;
+    int peak_measured; /* times again */
     int64_t saved_step;
 } Trainer;
 
@@ -210,40 +211,42 @@ static void resume_or_init(Trainer *t) {
 }
 
 /* The {"kind":"run"} line: every option, resolved, and what they were applied to. */
-static char *run_line(const Trainer *t) {
+static Text run_line(const Trainer *t) {
     const LoaderInfo *data = loader_info(t->train);
     const ModelConfig *m = &t->model.config;
     char device[256];
+    Text line = {NULL, 0, 0};
     backend_describe(t->be, device, sizeof device);
-    Text command = {0};
-    text_add_json_string(&command, t->config.command_line);
-    const size_t cap = strlen(t->config_json) + command.size + 2048;
-    char *line = (char *)xcalloc(cap, 1);
-    format(line, cap,
-        "{\"kind\":\"run\",%.*s,\"attention\":\"%s\",\"backend\":\"%s\",\"precision\":\"%s\","
-        "\"parameters\":%" PRId64 ",\"parameters_bare\":%" PRId64
-        ",\"flops_per_token\":%.6g,\"peak_flops\":%.6g,\"processes\":%d,"
-        "\"data_tokens\":%" PRId64 ",\"data_fingerprint\":\"%016" PRIx64
-        "\",\"device\":\"%s\",\"version\":\"%s\","
-        "\"revision\":\"%s\",\"command_line\":%s,\"started\":%.3f}",
-        (int)strlen(t->config_json) - 2, t->config_json + 1, backend_attention(), backend_name(),
-        backend_precision(), model_parameters(m), model_parameters_bare(m),
-        model_flops_per_token(m, m->T), t->peak_flops, t->comm.world, data->tokens,
-        data->fingerprint, device, LASER_VERSION, laser_revision(), command.data, wall_seconds());
-    text_free(&command);
+    text_add(&line, "{\"kind\":\"run\",%.*s", (int)strlen(t->config_json) - 2, t->config_json + 1);
+    text_add(&line, ",\"attention\":\"%s\",\"backend\":\"%s\",\"precision\":\"%s\"",
+        backend_attention(), backend_name(), backend_precision());
+    text_add(&line, ",\"parameters\":%" PRId64 ",\"parameters_bare\":%" PRId64, model_parameters(m),
+        model_parameters_bare(m));
+    text_add(&line, ",\"flops_per_token\":%.6g,\"peak_flops\":%.6g,\"processes\":%d",
+        model_flops_per_token(m, m->T), t->peak_flops, t->comm.world);
+    text_add(&line, ",\"data_tokens\":%" PRId64 ",\"data_fingerprint\":\"%016" PRIx64 "\"",
+        data->tokens, data->fingerprint);
+    text_add(&line, ",\"version\":\"%s\",\"revision\":\"%s\",\"started\":%.3f", LASER_VERSION,
+        laser_revision(), wall_seconds());
+    text_add(&line, ",\"device\":");
+    text_add_json_string(&line, device);
+    text_add(&line, ",\"command_line\":");
+    text_add_json_string(&line, t->config.command_line);
+    text_add(&line, "}");
     return line;
 }
 
 static void open_log(Trainer *t) {
     const Config *c = &t->config;
     if (t->comm.rank != 0) return;
-    char path[PATH_BYTES], *line = run_line(t);
+    char path[PATH_BYTES];
+    Text line = run_line(t);
     if (c->out[0]) {
         format(path, sizeof path, "%s/config.json", c->out);
-        file_write_atomic(path, line, strlen(line));
+        file_write_atomic(path, line.data, line.size);
     }
     /* saved_step is -1 where nothing was resumed: step 0 is validated again, and logged once */
-    t->log = runlog_open(c->out[0] ? c->out : NULL, line, t->saved_step, c->quiet != 0);
+    t->log = runlog_open(c->out[0] ? c->out : NULL, line.data, t->saved_step, c->quiet != 0);
     const ModelConfig *m = &t->model.config;
     char device[256];
     backend_describe(t->be, device, sizeof device);
@@ -257,7 +260,7 @@ static void open_log(Trainer *t) {
         runlog_note(t->log, "resumed after step %" PRId64, t->state.step);
         runlog_event(t->log, t->state.step, "resumed", c->command_line);
     }
-    free(line);
+    text_free(&line);
 }
 
 /* ---- one step ---- */
@@ -283,6 +286,16 @@ static StepState train_step(Trainer *t) {
     return optim_read(&t->optim, t->be);
 }
 
+/* A step faster than the peak says that the machine was busy when the peak was measured. */
+static double fraction_of_peak(Trainer *t, double tok_s) {
+    const double flops = tok_s * model_flops_per_token(&t->model.config, (int)t->config.seq_len);
+    if (flops > t->peak_flops * t->comm.world && t->peak_measured < MAX_PEAK_MEASUREMENTS) {
+        t->peak_flops = backend_peak_flops(t->be);
+        t->peak_measured++;
+    }
+    return flops / (t->peak_flops * t->comm.world);
+}
+
 static void log_step(Trainer *t, const StepState *s, double seconds) {
     const Config *c = &t->config;
     StepRecord r;
@@ -295,8 +308,7 @@ static void log_step(Trainer *t, const StepState *s, double seconds) {
     r.lr = (double)t->adam.lr;
     r.step_ms = 1e3 * seconds;
     r.tok_s = (double)c->total_batch / seconds;
-    r.mfu = r.tok_s * model_flops_per_token(&t->model.config, (int)c->seq_len) /
-            (t->peak_flops * t->comm.world);
+    r.mfu = fraction_of_peak(t, r.tok_s);
     r.skipped = s->skipped != 0;
     if (t->log) runlog_train(t->log, &r);
 }

@@ -363,6 +363,10 @@ static void write_shards(
             o.inputs[0].c_str());
     for (Split &split : out.splits)
         if (split.writer) shard_writer_close(split.writer);
+    if ((o.val_docs > 0 || o.val_fraction > 0) && out.splits[1].documents == 0)
+        warn("there is no document for validation: the input has %" PRId64
+             ". A text file is one document; form feeds in it make more.",
+            source.documents);
     write_summary(out, source);
 }
 

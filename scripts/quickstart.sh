@@ -12,10 +12,10 @@ VOCAB=${VOCAB:-4096}             # pieces of the vocabulary
 TRAIN_BYTES=${TRAIN_BYTES:-4000000} # text to train the vocabulary on
 MODEL=${MODEL:-tiny}
 SEQ_LEN=${SEQ_LEN:-128}
-BATCH=${BATCH:-16}               # sequences a step
-STEPS=${STEPS:-1000}
-LR=${LR:-3e-3}
-WARMUP=${WARMUP:-50}
+BATCH=${BATCH:-8}               # sequences a step
+STEPS=${STEPS:-2500}
+LR=${LR:-8e-3}
+WARMUP=${WARMUP:-100}
 SEED=${SEED:-1}
 
 tag=quickstart
@@ -47,7 +47,7 @@ for attention in standard laser; do
     "./train_gpt_$attention" --model "$MODEL" --seq-len "$SEQ_LEN" --batch "$BATCH" \
         --steps "$STEPS" --lr "$LR" --warmup "$WARMUP" --seed "$SEED" \
         --train "$DATA/shards_train_*.bin" --val "$DATA/shards_val_*.bin" \
-        --val-every 100 --val-batches 20 --save-every 250 --sample-every 500 \
+        --val-every 250 --val-batches 20 --save-every 500 --sample-every 1250 \
         --out "$RUNS-$attention"
 done
 

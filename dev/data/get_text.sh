@@ -3,7 +3,7 @@
 # In this order: the user's files (TEXT=path, directory or glob); a validation file of C4 where the
 # network gives it quickly; the prose of documentation packages of Debian or Ubuntu, downloaded and
 # unpacked here, not installed; documentation that is installed on this machine.
-# A second call with the same TEXT does nothing.
+# A second call with the same TEXT does nothing. C4_URL: another place for the C4 file.
 set -eu
 
 usage="Usage: get_text.sh DIR        (TEXT=path, directory or glob: your own text instead)"
@@ -15,7 +15,8 @@ dir=$1
 text=${TEXT:-}
 here=$(dirname "$0")
 extract="python3 $here/extract_text.py"
-c4=https://huggingface.co/datasets/allenai/c4/resolve/main/en/c4-validation.00000-of-00008.json.gz
+c4=https://huggingface.co/datasets/allenai/c4/resolve/main/en
+c4=${C4_URL:-$c4/c4-validation.00000-of-00008.json.gz}
 # 20 MB of plain English prose after extraction
 packages="python3-doc postgresql-doc sqlite3-doc git-doc exim4-doc-html postfix-doc bash-doc
 libreoffice-help-en-us debian-policy debian-reference-en developers-reference"
@@ -96,7 +97,7 @@ from_packages() {
 from_installed() {
     [ -d /usr/share/doc ] || [ -d /usr/share/man ] || return 0
     say "taking documentation that is installed here"
-    say "$($extract --max-bytes 20000000 --out "$dir/new.jsonl" /usr/share/doc /usr/share/man)"
+    say "$($extract --max-bytes 9000000 --out "$dir/new.jsonl" /usr/share/doc /usr/share/man)"
     [ "$(size "$dir/new.jsonl")" -ge $enough ] || return 0
     done_with "prose of the documentation installed on this machine"
 }

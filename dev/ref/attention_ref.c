@@ -114,7 +114,8 @@ static void head_open(Head *h, const double *qkv, int b, int head, const RefAtte
 }
 
 static void head_close(Head *h) {
-    free(h->logp), free(h->slope), free(h->lse), free(h->out);
+    free(h->logp), free(h->slope), free(h->lse);
+    free(h->out), free(h->top), free(h->rest);
 }
 
 /* Where row 0 of head `head` of sequence b lies in an array (B, T, H, HD). */

@@ -105,7 +105,6 @@ def help_text(t):
         check(
             re.search(rf"^  {re.escape(preset)} ", said.out, re.M), f"preset {preset} is not listed"
         )
-    check(max(map(len, said.out.splitlines())) <= 132, "a line is longer than 132 columns")
 
 
 @test("options: --version tells version, attention, backend and precision", each=True)

@@ -40,14 +40,15 @@ survives() {
         "$bin/shard_tool" verify t/x_train_000000.bin >/dev/null && cmp t/back "${2:-$1}"
 }
 
-# ---- a vocabulary, the same each time --------------------------------------------------------------
+# ---- a vocabulary, the same each time ----------------------------------------------------------
 cat "$top"/dataloader/*.[ch] >plain.txt
 train() { "$bin/c4_tokenize" --train-vocab 500 --vocab-only --out "$1/x" plain.txt; }
 ok "trains a vocabulary" train voc
-ok "trains the same vocabulary again" eval 'train again && cmp voc/tokenizer.model again/tokenizer.model'
+ok "trains the same vocabulary again" eval \
+    'train again && cmp voc/tokenizer.model again/tokenizer.model'
 ok "exports the same tokenizer.bin" cmp voc/tokenizer.bin again/tokenizer.bin
 
-# ---- round trips: \f ends a document ----------------------------------------------------------------
+# ---- round trips: \f ends a document -----------------------------------------------------------
 printf '\f' >ff
 cat plain.txt ff >plain.ff
 ok "text comes back" survives plain.txt plain.ff
@@ -60,12 +61,13 @@ ok "any Unicode comes back" survives utf8.txt utf8.ff
 printf 'one\ntwo\f\f \n\fthree\f' >three.txt
 printf 'one\ntwo\fthree\f' >three.ff
 ok "form feeds separate documents, empty ones are left out" survives three.txt three.ff
-ok "documents are counted" eval '"$bin/shard_tool" info t/x_train_000000.bin | grep -q " 2 documents"'
+ok "documents are counted" eval \
+    '"$bin/shard_tool" info t/x_train_000000.bin | grep -q " 2 documents"'
 printf 'a\000b \200\377 c' >bytes.txt
 printf 'a\000b \357\277\275\357\277\275 c\f' >bytes.ff
 ok "invalid UTF-8 becomes U+FFFD, NUL bytes in text stay" survives bytes.txt bytes.ff
 
-# ---- JSON lines -------------------------------------------------------------------------------------
+# ---- JSON lines --------------------------------------------------------------------------------
 cat >ugly.jsonl <<'END'
 {"text": "line\nbreak\ttab \"quoted\" back\\slash \/ \u00e9 \ud83d\ude00", "url": "x"}
 {"text": ""}
@@ -81,23 +83,27 @@ not json
 {"text": "last, without a newline"}
 END
 printf '%s' "$(cat ugly.jsonl)" >ugly_end.jsonl
-printf 'line\nbreak\ttab "quoted" back\\slash / \303\251 \360\237\230\200\fNUL \357\277\275 and not: \\u0000\f' >ugly.ff
+printf 'line\nbreak\ttab "quoted" back\\slash / \303\251 \360\237\230\200\f' >ugly.ff
+printf 'NUL \357\277\275 and not: \\u0000\f' >>ugly.ff
 printf 'last, without a newline\f' >>ugly.ff
 ok "escapes, surrogate pairs; bad lines are left out" survives ugly_end.jsonl ugly.ff
 rm -rf t
-ok "bad lines are named" ends 0 'ugly.jsonl: line 5 (byte 1[0-9]*) is not JSON' tokenize t/x ugly.jsonl
+ok "bad lines are named" ends 0 \
+    'ugly.jsonl: line 5 (byte 1[0-9]*) is not JSON' tokenize t/x ugly.jsonl
 rm -rf t
-ok "no text field is named" ends 0 'line 7 (byte [0-9]*) has no string under "text"' tokenize t/x ugly.jsonl
+ok "no text field is named" ends 0 \
+    'line 7 (byte [0-9]*) has no string under "text"' tokenize t/x ugly.jsonl
 ok "bad lines are counted" grep -q '"bad_lines": 6' t/x.json
 ok "empty documents are counted" grep -q '"empty": 2' t/x.json
 gzip -c ugly.jsonl >ugly.json.gz
 ok "gzip'd JSON gives the same" survives ugly.json.gz ugly.ff
 
-# ---- damaged and missing input ----------------------------------------------------------------------
+# ---- damaged and missing input -----------------------------------------------------------------
 gzip -c plain.txt >whole.txt.gz
 head -c 500 whole.txt.gz >cut.txt.gz
 rm -rf t
-ok "a truncated gzip file is refused" ends 3 'cut.txt.gz: byte [0-9]* ' tokenize t/x cut.txt.gz
+ok "a truncated gzip file is refused" ends 3 \
+    'cut.txt.gz: byte [0-9]* ' tokenize t/x cut.txt.gz
 ok "and leaves no shard" eval '! ls t/x_train_*.bin 2>/dev/null'
 { head -c 300 whole.txt.gz; printf XXXX; tail -c +305 whole.txt.gz; } >flipped.txt.gz
 ok "a damaged gzip file is refused" ends 3 'flipped.txt.gz: byte ' tokenize t/x flipped.txt.gz
@@ -114,7 +120,7 @@ ok "an unknown option is refused" ends 2 'frobnicate' "$bin/c4_tokenize" --frobn
 ok "a count out of range is refused" ends 2 'shard-tokens' \
     "$bin/c4_tokenize" --model voc/tokenizer.model --out t/x --shard-tokens 0 plain.txt
 
-# ---- shards, splits, earlier runs -------------------------------------------------------------------
+# ---- shards, splits, earlier runs --------------------------------------------------------------
 i=0
 while [ $i -lt 200 ]; do
     printf '{"text": "document %d of two hundred"}\n' $i
@@ -141,10 +147,14 @@ ok "--separator none writes no end of document" eval '"$bin/c4_tokenize" --separ
     [ "$("$bin/shard_tool" cat s4/m_train_000000.bin)" = "one
 twothree" ]'
 
-# ---- shard_tool -------------------------------------------------------------------------------------
+ok "a split that leaves nothing for validation is said" ends 0 'no document for validation' \
+    "$bin/c4_tokenize" --model voc/tokenizer.model --out s5/m --val-fraction 0.001 three.txt
+
+# ---- shard_tool --------------------------------------------------------------------------------
 cp s3/m_train_000000.bin hurt.bin
 printf '\001' | dd of=hurt.bin bs=1 seek=2000 conv=notrunc 2>/dev/null
-ok "verify finds a changed byte" ends 3 'hurt.bin: byte 1024: checksum' "$bin/shard_tool" verify hurt.bin
+ok "verify finds a changed byte" ends 3 'hurt.bin: byte 1024: checksum' \
+    "$bin/shard_tool" verify hurt.bin
 ok "cat needs the right vocabulary" ends 3 'tokenizer.bin' "$bin/shard_tool" cat hurt.bin
 ok "count agrees with the summary" eval \
     '"$bin/shard_tool" count s3/m_train_*.bin | grep -q " 198 documents"'

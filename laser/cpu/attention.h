@@ -16,9 +16,8 @@
 enum { LASER = LASER_ATTENTION };
 
 enum {
-    CHUNK =
-        192,  /* tokens: keys of a forward pass, queries of a backward pass, span of a reference */
-    KEYS = 96 /* keys of a backward pass */
+    CHUNK = 192, /* tokens: keys of a forward pass, queries of a backward one; one reference */
+    KEYS = 96    /* keys of a backward pass */
 };
 _Static_assert(CHUNK % KEYS == 0 && KEYS % NR == 0 && KEYS % MR == 0, "blocks are whole panels");
 
@@ -65,10 +64,10 @@ void attention_prefetch_rows(float *dst, ptrdiff_t ld, int rows, int columns);
 
 typedef struct LaserRefs {
     float *first; /* (chunks, HD) running maximum of V up to the chunk's first token */
-    float *past;  /* (chunks, HD) what later chunks use: first, or the maximum up to its last token
-                     in  channels that jump inside the chunk */
-    int *jump;   /* (chunks, HD) first token of the chunk above first + LASER_JUMP; INT_MAX: none */
-    bool *jumps; /* (chunks) any */
+    float *past;  /* (chunks, HD) what later chunks use: first, or the maximum up to the last token
+                     in channels that jump inside the chunk */
+    int *jump;    /* (chunks, HD) first token above first + LASER_JUMP; INT_MAX: none */
+    bool *jumps;  /* (chunks) any */
 } LaserRefs;
 
 void laser_carve_refs(Carve *c, LaserRefs *r, int T, int HD);
@@ -78,9 +77,10 @@ void laser_exp_values(const Head *h, float *dst, int j0, int n, const float *ref
 /* dst = exp(from - to), at most 1 as from <= to */
 void laser_ref_factors(float *dst, const float *from, const float *to, int HD);
 
-/* Rows with exact elements (sums == 0), in double from q, k, v. scores: (T) doubles. */
-void laser_exact_fwd(const Head *h, int i, double *scores);
-void laser_exact_bwd(const Head *h, int i, double *scores); /* adds to dq, dk, dv */
+/* Rows with exact elements (sums == 0), in double from q, k, v. */
+void laser_exact_fwd(const Head *h, int i, double *scores /* (T), workspace */);
+/* adds to dq, dk, dv */
+void laser_exact_bwd(const Head *h, int i, double *scores /* (2, T), workspace */);
 bool laser_row_is_exact(const Head *h, int i);
 
 #endif

@@ -22,7 +22,7 @@ typedef struct Backward {
     float *rows;      /* (KEYS, HD), LASER */
     float *step;      /* (HD), LASER */
     bool *exact_rows; /* (T), LASER: has exact elements */
-    double *exact;    /* (T), LASER */
+    double *exact;    /* (2, T), LASER */
     LaserRefs refs;
 } Backward;
 
@@ -59,7 +59,7 @@ static void backward_carve(Carve *c, Backward *w, int T, int HD) {
     w->rows = carve(c, block);
     w->step = carve(c, hd * elem);
     w->exact_rows = carve(c, (size_t)T * sizeof(bool));
-    w->exact = carve(c, (size_t)T * sizeof(double));
+    w->exact = carve(c, 2 * (size_t)T * sizeof(double));
     laser_carve_refs(c, &w->refs, T, HD);
 }
 

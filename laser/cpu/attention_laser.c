@@ -191,20 +191,22 @@ static void exact_score_bwd(const Head *h, int i, int j, double score, double ds
 /* With w_j = exp(score_j + V_j - out), which sum to 1: dV_j += dout w_j and ds_j += dout (w_j -
  * P_j). */
 void laser_exact_bwd(const Head *h, int i, double *scores) {
-    double lse = exact_scores(h, i, scores);
+    double lse = exact_scores(h, i, scores), *ds = scores + h->T, total = 0.0;
+    for (int j = 0; j <= i; j++) ds[j] = 0.0;
     for (int c = 0; c < h->HD; c += VD) {
         if (!exact_in_group(h, i, c)) continue;
         int n = least(VD, h->HD - c);
         vl exact = vd_load_n(h->sums + i * h->ldo + c, n) == 0.0;
         vd dout = (vd)((vl)vd_load_n(h->dout + i * h->ldo + c, n) & exact);
         ExactSums s = exact_sums(h, i, c, scores);
+        vd share = dout / s.sum;
+        for (int k = 0; k < n; k++) total += dout[k];
         for (int j = 0; j <= i; j++) {
-            vd w = vd_exp(load_values(h, j, c) - s.top + scores[j] - s.max) / s.sum;
-            vd_add_n(h->dv + j * h->ld + c, dout * w, n);
-            vd t = dout * (w - exp(scores[j] - lse));
-            double ds = 0.0;
-            for (int k = 0; k < n; k++) ds += t[k];
-            exact_score_bwd(h, i, j, scores[j], ds);
+            vd dv = share * vd_exp(load_values(h, j, c) - s.top + scores[j] - s.max);
+            vd_add_n(h->dv + j * h->ld + c, dv, n);
+            for (int k = 0; k < n; k++) ds[j] += dv[k];
         }
     }
+    for (int j = 0; j <= i; j++)
+        exact_score_bwd(h, i, j, scores[j], ds[j] - total * exp(scores[j] - lse));
 }

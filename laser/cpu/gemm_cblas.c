@@ -1,5 +1,6 @@
 /* cpu/gemm_cblas.c: the matrix product by a CBLAS library (OpenBLAS); the fusion is a pass of its
- * own. */
+ * own. The library cuts its work by the number of threads, so with it, unlike with
+ * gemm_native.c, the last bits of a result depend on that number. */
 #include "laser/cpu/gemm.h"
 
 #include <cblas.h>

@@ -3,10 +3,10 @@
  * threads or what the matrices mean.
  *
  * Packed A: panels of MR rows, panel p at a + p*MR*K, element (row i, depth k) of it at [k*MR + i].
- * Packed B: panels of NR columns, panel p at b + p*NR*K, element (depth k, column j) of it at [k*NR
- * + j]. What a panel has beyond the last row or column is zero. Each element of C is summed in the
- * order of k, by itself: its bits depend on its row of A and its column of B only, not on where in
- * a tile it lies. */
+ * Packed B: panels of NR columns, panel p at b + p*NR*K, element (depth k, column j) at
+ * [k*NR + j]. What a panel has beyond the last row or column is zero. Each element of C is summed
+ * in the order of k, by itself: its bits depend on its row of A and its column of B only, not on
+ * where in a tile it lies. */
 #ifndef LASER_CPU_MICRO_H
 #define LASER_CPU_MICRO_H
 
@@ -64,8 +64,8 @@ MICRO_BODY micro_body(
         vf v[NV];
         MICRO_UNROLL for (int j = 0; j < N; j++) v[j] = vf_load(b + j * VL);
         MICRO_UNROLL for (int i = 0; i < R; i++) {
-            MICRO_UNROLL for (int j = 0; j < N; j++) acc[i][j] =
-                vf_fma(vf_set1(a[i]), v[j], acc[i][j]);
+            vf x = vf_set1(a[i]);
+            MICRO_UNROLL for (int j = 0; j < N; j++) acc[i][j] = vf_fma(x, v[j], acc[i][j]);
         }
     }
     const Tile to = *t; /* a copy: stores to C could change *t, for all the compiler knows */

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # quickstart.sh: from nothing to two loss curves in a few minutes: text, vocabulary, shards, a small
 # transformer with each attention from the same weights on the same batches, and the comparison.
 # Called by `make quickstart`, which has built the programs. A second call redoes nothing that is
@@ -52,4 +52,9 @@ for attention in standard laser; do
 done
 
 step "comparison"
-scripts/compare.sh --out "$RUNS-compare" "$RUNS-standard" "$RUNS-laser"
+page=$RUNS-compare/index.html
+if [ "$page" -nt "$RUNS-standard/log.jsonl" ] && [ "$page" -nt "$RUNS-laser/log.jsonl" ]; then
+    echo "already made: $page"
+else
+    scripts/compare.sh --out "$RUNS-compare" "$RUNS-standard" "$RUNS-laser"
+fi

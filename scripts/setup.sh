@@ -8,7 +8,7 @@ set -eu
 usage() {
     cat <<'END'
 Usage: setup.sh [GROUP]...       installs what is missing (default: build)
-  build       C compiler, make, OpenBLAS, OpenMPI, cJSON
+  build       C compiler, make, OpenMPI, cJSON
   quickstart  what the vocabulary and the text need, and numpy and matplotlib for the plots
   test        as quickstart, and what reads our files back: safetensors, tensorboard
   reference   PyTorch, for dev/ref/model_ref.py and the comparison in dev/bench
@@ -57,7 +57,6 @@ group_build() {
     need gcc "C compiler" command_there cc
     need libc6-dev "C library headers" header stdio.h
     need make make command_there make
-    need libopenblas-openmp-dev "BLAS" openblas
     need libopenmpi-dev "MPI headers" command_there mpicc
     need openmpi-bin "mpirun" command_there mpirun
     need libcjson-dev "cJSON" header cjson/cJSON.h
@@ -77,6 +76,7 @@ group_quickstart() {
 
 group_test() {
     group_quickstart
+    need libopenblas-openmp-dev "BLAS=openblas" openblas
     wheel safetensors safetensors
     wheel tensorboard tensorboard
 }

@@ -1,19 +1,21 @@
 #!/bin/bash
-# Training steps of GPT-2 124M: LASER, standard attention, and whoever else is there, one step of each in turn, so that
-# what disturbs one disturbs all; ratios are medians over the turns. Prints one table for each shape.
+# Training steps of GPT-2 124M: LASER, standard attention, and whoever else is there, one step of
+# each in turn, so that what disturbs one disturbs all; ratios are medians over the turns. Prints
+# one table for each shape, and where the time of our steps goes.
 #
 #   bench.sh build/<configuration>        (make bench does)
 #     ROUNDS=9        turns
 #     SHAPES="4x64 1x1024"   batch x tokens
 #     THREADS=        default: all cores
-#     LLMC=DIR        a checkout of karpathy/llm.c: its train_gpt2.c takes part, in LLMC_ROUNDS=3,1 of the turns
+#     LLMC=DIR        a checkout of karpathy/llm.c: its train_gpt2.c takes part,
+#     LLMC_ROUNDS=3,1 in so many turns of each shape
 #     TORCH=python3   a Python that can import torch; TORCH=none: without
 #     COMPILE_SECONDS=60   after which torch.compile is given up; 0: eager only
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 [ $# -eq 1 ] && [ -x "$1-laser/bench_train" ] && [ -x "$1-standard/bench_train" ] || {
-    echo "usage: dev/bench/bench.sh build/<configuration> (with -laser/bench_train and -standard/bench_train)" >&2
+    echo "usage: dev/bench/bench.sh build/CONFIG (with CONFIG-laser/bench_train)" >&2
     exit 2
 }
 OUT=$1
@@ -44,7 +46,7 @@ cleanup() {
 trap cleanup EXIT
 trap '' PIPE
 
-# ---- programs that take a step for each line they are sent ---------------------------------------------------------
+# ---- programs that take a step for each line they are sent -------------------------------------
 start() { # NAME COMMAND...
     local name=$1 in out
     shift
@@ -80,7 +82,7 @@ stop_all() { # each program ends when its input does; later ones hold the inputs
     IN=() FROM=() PID=()
 }
 
-# ---- llm.c: a copy with this shape, without validation and samples, which waits for a line before each step ------------
+# ---- llm.c: a copy with this shape, no validation, no samples; waits for a line before a step --
 start_llmc() { # B T
     local source=$TMP/train_gpt2.c
     sed -e "s/int B = 4;/int B = $1;/" -e "s/int T = 64;/int T = $2;/" \
@@ -94,8 +96,8 @@ start_llmc() { # B T
         echo "llm.c: $LLMC/train_gpt2.c is not the program this script knows; left out" >&2
         return 1
     fi
-    gcc -Ofast -fno-finite-math-only -march=native -fopenmp -DOMP -Wno-unused-result -I"$LLMC" -o "$TMP/llmc" \
-        "$source" -lm
+    gcc -Ofast -fno-finite-math-only -march=native -fopenmp -DOMP -Wno-unused-result -I"$LLMC" \
+        -o "$TMP/llmc" "$source" -lm
     if [ ! -f "$TMP/gpt2_124M.bin" ]; then
         cc -O2 -o "$TMP/llmc_files" dev/bench/llmc_files.c
         mkdir -p "$TMP/dev/data/tinyshakespeare"
@@ -109,9 +111,10 @@ has_torch() {
     [ "$TORCH" != none ] && "$TORCH" -c 'import torch' 2>/dev/null
 }
 
-# ---- one shape --------------------------------------------------------------------------------------------------------
+# ---- one shape ---------------------------------------------------------------------------------
 measure() { # B T LLMC_ROUNDS
-    local name round order=(laser standard) shape=(--batch "$1" --seq-len "$2" --threads "$THREADS")
+    local name round order=(laser standard)
+    local shape=(--batch "$1" --seq-len "$2" --threads "$THREADS")
     : >"$TMP/samples"
     : >"$TMP/notes"
     for name in laser standard; do
@@ -120,7 +123,8 @@ measure() { # B T LLMC_ROUNDS
     done
     read -r _ FLOPS _ TOKENS _ <<<"$REPLY"
     if has_torch; then
-        start PyTorch "$TORCH" dev/bench/peer_torch.py --compile-seconds "$COMPILE_SECONDS" "${shape[@]}"
+        start PyTorch "$TORCH" dev/bench/peer_torch.py "${shape[@]}" \
+            --compile-seconds "$COMPILE_SECONDS"
         expect PyTorch '^ready'
         echo "${REPLY#ready }" >>"$TMP/notes"
     fi
@@ -154,9 +158,11 @@ report() { # B T
     awk -v flops="$FLOPS" -v tokens="$TOKENS" -f dev/bench/report.awk "$TMP/samples"
 }
 
-# ---- all ----------------------------------------------------------------------------------------------------------------
-echo "laser.c $(git describe --always --dirty 2>/dev/null || echo unknown), ${OUT##*/}, $(date -u '+%Y-%m-%d %H:%M UTC')"
-echo "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $THREADS threads, load before: $(cut -d' ' -f1 /proc/loadavg)"
+# ---- all ---------------------------------------------------------------------------------------
+revision=$(git describe --always --dirty 2>/dev/null || echo unknown)
+cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+echo "laser.c $revision, ${OUT##*/}, $(date -u '+%Y-%m-%d %H:%M UTC')"
+echo "$cpu, $THREADS threads, load before: $(cut -d' ' -f1 /proc/loadavg)"
 index=0
 for shape in $SHAPES; do
     index=$((index + 1))

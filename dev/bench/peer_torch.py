@@ -1,6 +1,7 @@
-"""GPT-2 124M training steps by PyTorch on the CPU, to be compared with ours: fp32, tied output layer, AdamW, random
-tokens; the fastest of fused and foreach AdamW, eager and compiled. Answers lines on stdin as bench_train --serve does:
-"step" with milliseconds, "gemm" with the GFLOP/s of torch.mm. May not know what it is compared with."""
+"""GPT-2 124M training steps by PyTorch on the CPU, to be compared with ours: fp32, tied output
+layer, AdamW, random tokens; the fastest of fused and foreach AdamW, eager and compiled. Answers
+lines on stdin as bench_train --serve does: "step" with milliseconds, "gemm" with the GFLOP/s of
+torch.mm. May not know what it is compared with."""
 import argparse
 import signal
 import sys
@@ -26,7 +27,8 @@ class Block(nn.Module):
 
     def attention(self, x):
         B, T, C = x.shape
-        q, k, v = (y.view(B, T, HEADS, C // HEADS).transpose(1, 2) for y in self.qkv(x).split(C, dim=2))
+        parts = self.qkv(x).split(C, dim=2)
+        q, k, v = (y.view(B, T, HEADS, C // HEADS).transpose(1, 2) for y in parts)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.proj(out.transpose(1, 2).reshape(B, T, C))
 
@@ -132,15 +134,19 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
-    parser.add_argument("--compile-seconds", type=int, default=60, help="give up on torch.compile after; 0: do not try")
+    parser.add_argument("--compile-seconds", type=int, default=60,
+                        help="give up on torch.compile after; 0: do not try")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     trainer = Trainer(args.batch, args.seq_len)
     optimizer, eager_ms = fastest_optimizer(trainer)
-    mode = try_compiled(trainer, eager_ms, args.compile_seconds) if args.compile_seconds else "eager"
-    print(f"ready PyTorch {torch.__version__}, {mode}, {optimizer}, {torch.get_num_threads()} threads", flush=True)
+    mode = "eager"
+    if args.compile_seconds:
+        mode = try_compiled(trainer, eager_ms, args.compile_seconds)
+    print(f"ready PyTorch {torch.__version__}, {mode}, {optimizer}, "
+          f"{torch.get_num_threads()} threads", flush=True)
     for line in sys.stdin:
         if line.strip() == "step":
             print(f"{trainer.step():.3f} ms", flush=True)

@@ -1,5 +1,6 @@
-# report.awk: samples "ROUND NAME VALUE" of bench.sh (milliseconds of a step, or GFLOP/s for sgemm:*) to a table.
-# A ratio is the median over the rounds that have both values; round 0 is warm-up.
+# report.awk: samples "ROUND NAME VALUE" of bench.sh (milliseconds of a step, or GFLOP/s for
+# sgemm:*) to a table. A ratio is the median over the rounds that have both values; round 0 is
+# warm-up.
 
 function median(values, n,    i, j, x) {
     for (i = 2; i <= n; i++) {
@@ -43,7 +44,8 @@ function fraction(name, gemm,    r, n, values, rate) {
 function print_ratio(what, a, b,    value) {
     if (!(a in best) || !(b in best)) return
     value = ratio(a, b)
-    printf "  %-34s %8.3f   (%d rounds, %.3f to %.3f)\n", what, value, ratio_count, ratio_low, ratio_high
+    printf "  %-34s %8.3f   (%d rounds, %.3f to %.3f)\n", what, value, ratio_count, ratio_low,
+        ratio_high
 }
 
 $1 == 0 || $3 == 0 { next }
@@ -61,14 +63,14 @@ END {
             printf "  %-22s %8.1f GFLOP/s (median)\n", names[i], rate
             if (rate > fastest_rate) { fastest_rate = rate; fastest = names[i] }
         }
-    printf "\n  %-12s %12s %12s %12s %14s %12s\n", "", "ms, median", "ms, best", "tokens/s", "model GFLOP/s",
-        "% of sgemm"
+    printf "\n  %-12s %12s %12s %12s %14s %12s\n", "", "ms, median", "ms, best", "tokens/s",
+        "model GFLOP/s", "% of sgemm"
     for (i = 1; i <= count; i++) {
         name = names[i]
         if (name ~ /^sgemm/) continue
         ms = typical(name)
-        printf "  %-12s %12.1f %12.1f %12.1f %14.1f %12.1f\n", name, ms, best[name], 1e3 * tokens / ms,
-            flops / ms / 1e6, fraction(name, fastest)
+        printf "  %-12s %12.1f %12.1f %12.1f %14.1f %12.1f\n", name, ms, best[name],
+            1e3 * tokens / ms, flops / ms / 1e6, fraction(name, fastest)
     }
     printf "  (sgemm: the fastest, %s)\n\n", fastest
     print_ratio("LASER's time / standard's", "laser", "standard")

@@ -86,6 +86,9 @@ typedef enum Extreme {
     EXTREME_ALTERNATING, /* v = +-1e4 */
     EXTREME_UNDERFLOW,   /* the largest v lies at a key whose probability is about e^-60 */
     EXTREME_LOST,        /* the same at e^-200: fp32 cannot hold that probability */
+    EXTREME_FIRST_88,  /* the first v is 88 above the others, at e^-200: their terms turn subnormal
+                        */
+    EXTREME_FIRST_100, /* 100 above: they vanish */
     EXTREME_FLOAT_MAX, /* +-3e38; LASER only: sums of products with v overflow in standard attention
                         */
     EXTREME_OFFSET,    /* v = 300 + small: constants go through LASER, variations must not drown */
@@ -123,6 +126,8 @@ static const AttentionCase attention_cases[] = {
     {"v alternates +-1e4", 1, 131, 1, 16, 0, 1, EXTREME_ALTERNATING},
     {"largest v at probability e^-60", 1, 67, 1, 16, 0, 1, EXTREME_UNDERFLOW},
     {"largest v at probability e^-200", 1, 67, 1, 16, 0, 1, EXTREME_LOST},
+    {"first v 88 above, at e^-200", 1, 67, 1, 16, 0, 1, EXTREME_FIRST_88},
+    {"first v 100 above, at e^-200", 1, 67, 2, 16, 0, 1, EXTREME_FIRST_100},
     {"v +-3e38", 1, 67, 1, 16, 0, 1, EXTREME_FLOAT_MAX},
     {"v 300 +- 0.1", 1, 67, 2, 32, 0, 0.1, EXTREME_OFFSET},
 };

@@ -54,6 +54,10 @@ static double extreme_value(const AttentionCase *c, int t, int channel, double v
         return t == 5 ? 80 : v;
     case EXTREME_LOST:
         return t == 5 ? 300 : v;
+    case EXTREME_FIRST_88:
+        return t == 0 ? 88 : v;
+    case EXTREME_FIRST_100:
+        return t == 0 ? 100 : v;
     case EXTREME_FLOAT_MAX:
         return (t + channel) % 2 ? 3e38 : -3e38;
     case EXTREME_OFFSET:
@@ -72,6 +76,8 @@ static double *make_qkv(const AttentionCase *c, uint64_t seed) {
         qkv[i] = value ? extreme_value(c, t, (int)(i % W), x * c->v_std) : x;
     }
     if (c->extreme == EXTREME_UNDERFLOW) set_low_score(qkv, c, 5, -60);
+    if (c->extreme == EXTREME_FIRST_88) set_low_score(qkv, c, 0, -200);
+    if (c->extreme == EXTREME_FIRST_100) set_low_score(qkv, c, 0, -200);
     if (c->extreme == EXTREME_LOST) set_low_score(qkv, c, 5, -200);
     return qkv;
 }

@@ -376,6 +376,31 @@ static void nan_step(Test *t) {
     rig_close(&r);
 }
 
+/* A NaN anywhere in the weights reaches the loss or the norm, so that the step is given up. */
+static void nan_weights(Test *t) {
+    for (int act = ACT_RELU; act <= ACT_GELU; act++) {
+        ModelConfig c = rig_small_config();
+        c.act = (Act)act, c.bias_attn = true;
+        int32_t *tokens = random_tokens((size_t)c.T, c.V, 1);
+        Rig r;
+        rig_open(&r, &c, 1, 1);
+        for (int i = 0; i < r.m.table.count; i++) {
+            const ParamInfo *p = &r.m.table.rows[i];
+            const float bad = NAN;
+            model_init(&r.m, 1);
+            backend_upload(r.be, r.m.master + p->offset + p->logical - 1, &bad, sizeof bad);
+            model_sync_params(&r.m);
+            rig_gradients(&r, tokens, tokens, 1, c.T, 1);
+            op_grad_norm(r.be, r.o.state, r.m.grads, r.m.table.elements);
+            op_step_decide(r.be, r.o.state);
+            CHECK(t, optim_read(&r.o, r.be).skipped, "a NaN in %s, layer %d, goes unnoticed",
+                p->name, p->layer);
+        }
+        free(tokens);
+        rig_close(&r);
+    }
+}
+
 const TestCase *test_model(int *count) {
     static const TestCase cases[] = {
         {"model: logits equal PyTorch's, planted errors are found", logits_equal},
@@ -388,6 +413,7 @@ const TestCase *test_model(int *count) {
         {"model: changed tokens change no bit of earlier logits", causality},
         {"model: the second step allocates nothing", second_step_allocates_nothing},
         {"model: a step with a gradient that is not finite changes nothing", nan_step},
+        {"model: a NaN in any weight is noticed", nan_weights},
     };
     return TEST_TABLE(cases, count);
 }

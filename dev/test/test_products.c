@@ -277,6 +277,44 @@ static void classifier_check(Bench *b, const ClassifierCase *c) {
 
 /* ---- the tables ------------------------------------------------------------------------------ */
 
+/* More tokens than a backend makes logits for at a time: the whole equals its two halves added. */
+static void chunks_add_up(Test *t) {
+    enum { N = 130, V = 262147, C = 2 };
+    Bench b;
+    bench_open(&b, t, "chunks", &(BackendLimits){1, N, C, 1, 1, 1, V}, 1);
+    bench_ids(&b, N, V);
+    const act_t *x = tensor_act(bench_random(&b, TENSOR_ACT, N * C, 1, 0));
+    const act_t *w = tensor_act(bench_random(&b, TENSOR_ACT, (size_t)V * C, 1, 0));
+    Tensor *loss = bench_output(&b, TENSOR_FLOAT, N), *loss2 = bench_output(&b, TENSOR_FLOAT, N);
+    Tensor *dx = bench_output(&b, TENSOR_ACT, N * C), *dx2 = bench_output(&b, TENSOR_ACT, N * C);
+    Tensor *dw = bench_output(&b, TENSOR_FLOAT, (size_t)V * C);
+    Tensor *dw2 = bench_output(&b, TENSOR_FLOAT, (size_t)V * C);
+    ClassifierArgs a = {.N = N, .C = C, .V = V, .w = w};
+    op_classifier_train(
+        b.be, tensor_float(loss), tensor_act(dx), tensor_float(dw), NULL, 0, 1, x, b.ids, &a);
+    for (int half = 0; half < 2; half++) {
+        const int at = half * (N / 2);
+        a.N = N / 2;
+        op_classifier_train(b.be, tensor_float(loss2) + at, tensor_act(dx2) + at * C,
+            tensor_float(dw2), NULL, (float)half, 1, x + at * C, b.ids + at, &a);
+    }
+    double *tol = bench_doubles(&b, dw->n), *want = tensor_read(&b, dw2);
+    /* a row's sum of N probabilities and a few targets, each times an x of at most 5 */
+    for (size_t i = 0; i < dw->n; i++) tol[i] = ref_gamma(N) * 5 * (1 + fabs(want[i]));
+    bench_compare(&b, "dw", dw, want, tol);
+    for (size_t i = 0; i < dx->n; i++) tol[i] = 2 * ref_gamma(V) * 5;
+    bench_compare(&b, "dx", dx, tensor_read(&b, dx2), tol);
+    for (size_t i = 0; i < loss->n; i++) tol[i] = 2 * ref_gamma(V);
+    bench_compare(&b, "losses", loss, tensor_read(&b, loss2), tol);
+    /* planted: the first half alone */
+    a.N = N / 2;
+    op_classifier_train(
+        b.be, tensor_float(loss2), tensor_act(dx2), tensor_float(dw2), NULL, 0, 1, x, b.ids, &a);
+    for (size_t i = 0; i < dw->n; i++) tol[i] = ref_gamma(N) * 5 * (1 + fabs(want[i]));
+    bench_compare_planted(&b, "half of the tokens", dw, tensor_read(&b, dw2), tol);
+    bench_close(&b);
+}
+
 static void linear_equals(Test *t) {
     BENCH_EACH_CASE(t, linear);
 }
@@ -301,6 +339,7 @@ const TestCase *test_products(int *count) {
     static const TestCase cases[] = {
         {"products: linear layer and activation equal the oracle", linear_equals},
         {"products: classifier equals the oracle", classifier_equals},
+        {"products: more tokens than logits fit into memory at once", chunks_add_up},
         {"products: the same bits every time", same_bits_again},
         {"products: 1 and 2 threads give the same bits", same_bits_any_threads},
     };

@@ -163,6 +163,7 @@ Loader *loader_open(const LoaderOptions *options) {
     check_tokenizers(l);
     count_windows(l);
     l->info.fingerprint = fingerprint(l);
+    for (int i = 0; o->verify && i < l->info.shards; i++) shard_verify(&l->shards[i], o->vocab);
     if (o->prefetch) prefetch_start(l);
     return l;
 }

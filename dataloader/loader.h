@@ -20,6 +20,7 @@ typedef struct LoaderOptions {
     uint64_t seed;
     bool shuffle;  /* false: windows in file order (validation) */
     bool prefetch; /* a thread prepares the next micro-batch */
+    bool verify;   /* reads every shard once: checksums where recorded, ids in range */
     int32_t vocab; /* the model's; every id that is served is checked against it */
 } LoaderOptions;
 

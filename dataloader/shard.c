@@ -282,7 +282,8 @@ void shard_close(Shard *s) {
 
 void shard_verify(const Shard *s, int32_t vocab) {
     enum { CHUNK = 1 << 16 };
-    const int64_t limit = vocab > 0 ? vocab : s->info.extended ? s->info.vocab : INT64_MAX;
+    int64_t limit = s->info.extended ? s->info.vocab : INT64_MAX;
+    if (vocab > 0 && vocab < limit) limit = vocab;
     const char *payload = (const char *)s->map + SHARD_HEADER_BYTES;
     const int64_t bytes = s->info.token_bytes;
     uint32_t crc = 0;

@@ -42,8 +42,8 @@ typedef struct Shard {
 void shard_open(Shard *s, const char *path);
 void shard_close(Shard *s);
 
-/* Reads the whole payload: checksum where the header has one, every id below vocab (the header's,
- * or the argument when > 0). Dies naming file and offset of the first fault. */
+/* Reads the whole payload: checksum where the header has one, every id below the header's
+ * vocabulary and, when > 0, below vocab. Dies naming file and offset of the first fault. */
 void shard_verify(const Shard *s, int32_t vocab);
 
 /* Writer: tokens are collected into PATH.tmp, which shard_writer_close completes (header, checksum,

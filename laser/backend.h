@@ -183,7 +183,7 @@ typedef struct OptRange { /* one tensor of one layer */
 
 typedef struct AdamArgs {
     float lr, beta1, beta2, eps, weight_decay;
-    float grad_clip;   /* global norm, 0: off */
+    float grad_clip;   /* gradients times min(1, grad_clip / (global norm + 1e-6)); 0: off */
     float update_clip; /* per range: u /= max(1, rms(u) / update_clip), before decay; 0: off */
 } AdamArgs;
 

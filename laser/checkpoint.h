@@ -32,8 +32,9 @@ void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *
     const char *config_json, int keep);
 
 /* The newest checkpoint in dir whose files all have the recorded size and checksum, malloced; NULL
- * when there is none. owner (one process of a run): names on stderr those that are passed over, and
- * removes what interrupted saves left. */
+ * when there are no checkpoints. Dies (EXIT_INPUT) when there are and none is whole. owner (one
+ * process of a run): names on stderr those that are passed over, and removes what interrupted saves
+ * left. */
 char *checkpoint_find(const char *dir, bool owner);
 
 /* Reads PATH/state.json: the position, and the options of the run that wrote it (malloced). Dies

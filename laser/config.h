@@ -122,6 +122,8 @@ enum { AUTO = -1 };
     GROUP("Machine")                                                                               \
     INT(threads, "threads", 0, 0, 4096, FREE, "CPU threads; 0: one per core")                      \
     FLAG(prefetch, "prefetch", 1, FREE, "a thread prepares the next batch")                        \
+    FLAG(verify_data, "verify-data", 1, FREE,                                                      \
+        "read all shards and compare their checksums before training")                             \
     FLAG(plan, "plan", 0, FREE, "print parameters, memory, disk and FLOPs, and exit")              \
     FLAG(quiet, "quiet", 0, FREE, "no progress lines")
 

@@ -22,10 +22,9 @@ typedef struct StepRecord {
 typedef struct RunLog RunLog;
 
 /* Opens DIR/log.jsonl for appending and a new event file. Lines of log.jsonl with a "step" beyond
- * `resume_step` (of an attempt that died after its last checkpoint) are dropped first, atomically;
- * pass 0 for a new run. run_json is the
- * {"kind":"run",...} line, without newline. dir NULL or "": no files, only the terminal. quiet:
- * nothing on the terminal. */
+ * resume_step (of an attempt that died after its last checkpoint) are dropped first, atomically; -1
+ * when nothing was resumed: step 0 is then logged again. run_json is the {"kind":"run",...} line,
+ * without newline. dir NULL or "": no files, only the terminal. quiet: nothing on the terminal. */
 RunLog *runlog_open(const char *dir, const char *run_json, int64_t resume_step, bool quiet);
 void runlog_train(RunLog *l, const StepRecord *r); /* logs, and draws the progress line */
 /* loss: mean over all validation tokens, nats; bits_per_byte < 0 when unknown */

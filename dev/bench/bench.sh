@@ -72,7 +72,8 @@ step() { # NAME ROUND: appends "ROUND NAME MILLISECONDS" to the samples
     echo "$2 $1 ${BASH_REMATCH[1]}" >>"$TMP/samples"
 }
 
-stop_all() { # each program ends when its input does; later ones hold the inputs of earlier ones open
+# Each program ends when its input does; later ones hold the inputs of earlier ones open.
+stop_all() {
     local name
     for name in "${!PID[@]}"; do eval "exec ${IN[$name]}>&- ${FROM[$name]}<&-"; done
     for name in "${!PID[@]}"; do

@@ -13,22 +13,27 @@
 
 enum { MAX_ARGS = 16 };
 
-/* "a b c" -> argv of "train a b c". */
-static void parse(void *words) {
-    char *argv[MAX_ARGS] = {(char *)"train"}, *text = xstrdup((const char *)words);
+/* A command line and what became of it: a Config's strings point into the words. */
+typedef struct Parsed {
+    Config config;
+    char words[256];
+} Parsed;
+
+/* Parses "a b c" as the command line "train a b c". */
+static const Config *parsed(Parsed *p, const char *words) {
+    char *argv[MAX_ARGS] = {(char *)"train"};
     int argc = 1;
-    for (char *w = strtok(text, " "); w && argc < MAX_ARGS; w = strtok(NULL, " ")) argv[argc++] = w;
-    static Config c; /* leaked text stays reachable */
-    config_parse(&c, argc, argv);
+    format(p->words, sizeof p->words, "%s", words);
+    for (char *w = strtok(p->words, " "); w && argc < MAX_ARGS; w = strtok(NULL, " "))
+        argv[argc++] = w;
+    config_parse(&p->config, argc, argv);
+    free(p->config.command_line);
+    return &p->config;
 }
 
-static Config parsed(const char *words) {
-    Config c;
-    char *argv[MAX_ARGS] = {(char *)"train"}, *text = xstrdup(words);
-    int argc = 1;
-    for (char *w = strtok(text, " "); w && argc < MAX_ARGS; w = strtok(NULL, " ")) argv[argc++] = w;
-    config_parse(&c, argc, argv);
-    return c; /* its strings point into text, which lives as long as the test program */
+static void parse(void *words) {
+    Parsed p;
+    parsed(&p, (const char *)words);
 }
 
 typedef struct BadLine {
@@ -84,8 +89,9 @@ static void presets_count(Test *t) {
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
         char words[64];
         format(words, sizeof words, "--plan --model %s", want[i].name);
-        Config c = parsed(words);
-        ModelConfig m = config_model(&c, 0);
+        Parsed pc;
+        const Config *c = parsed(&pc, words);
+        ModelConfig m = config_model(c, 0);
         if (want[i].bare > 0)
             CHECK_NEAR(t, (double)model_parameters_bare(&m) / 1e6, want[i].bare, want[i].digits);
         if (want[i].all) CHECK_INT(t, model_parameters(&m), want[i].all);
@@ -95,23 +101,28 @@ static void presets_count(Test *t) {
 }
 
 static void own_sizes(Test *t) {
-    Config c = parsed("--plan --model gpt2-124M --layers 3 --no-bias-mlp --act=relu --vocab 1000");
-    ModelConfig m = config_model(&c, 0);
+    Parsed p;
+    const Config *c =
+        parsed(&p, "--plan --model gpt2-124M --layers 3 --no-bias-mlp --act=relu --vocab 1000");
+    ModelConfig m = config_model(c, 0);
     CHECK_INT(t, m.L, 3);
     CHECK_INT(t, m.C, 768);
     CHECK_INT(t, m.bias_mlp, 0);
     CHECK_INT(t, m.bias_attn, 1);
     CHECK_INT(t, m.act, ACT_RELU);
     CHECK_INT(t, m.Vp, 1024);
-    CHECK(t, c.vocab_given, "--vocab was not noticed");
+    CHECK(t, c->vocab_given, "--vocab was not noticed");
 }
 
 static void differences_are_named(Test *t) {
-    Config a = parsed("--plan --model tiny --vocab 100 --lr 0.001");
-    Config b = parsed("--plan --model tiny --vocab 100 --lr 0.002 --seed 7 --act gelu --keep 5");
-    char *json = config_json(&a);
-    char *same = config_differences(&a, json, FIXED);
-    char *fixed = config_differences(&b, json, FIXED), *noted = config_differences(&b, json, NOTED);
+    Parsed pa;
+    const Config *a = parsed(&pa, "--plan --model tiny --vocab 100 --lr 0.001");
+    Parsed pb;
+    const Config *b =
+        parsed(&pb, "--plan --model tiny --vocab 100 --lr 0.002 --seed 7 --act gelu --keep 5");
+    char *json = config_json(a);
+    char *same = config_differences(a, json, FIXED);
+    char *fixed = config_differences(b, json, FIXED), *noted = config_differences(b, json, NOTED);
     CHECK_STR(t, same, "");
     CHECK_STR(t, fixed, "  --seed: 1 -> 7\n  --act: relu -> gelu\n");
     CHECK_STR(t, noted, "  --lr: 0.001 -> 0.002\n");
@@ -123,8 +134,9 @@ static void differences_are_named(Test *t) {
 
 /* FLOPs of one training step, counted product by product instead of by formula. */
 static void flops_by_hand(Test *t) {
-    Config c = parsed("--plan --model 2.2B");
-    ModelConfig m = config_model(&c, 0);
+    Parsed pc;
+    const Config *c = parsed(&pc, "--plan --model 2.2B");
+    ModelConfig m = config_model(c, 0);
     const double C = m.C, F = m.F, A = m.H * m.HD, T = m.T;
     double forward = m.V * C, attention = 0;
     for (int l = 0; l < m.L; l++) forward += C * 3 * A + A * C + C * F + F * C;
@@ -217,8 +229,9 @@ static void crc_vectors(Test *t) {
 }
 
 static void plan_equals_memory(Test *t) {
-    Config c = parsed("--plan --model tiny --vocab 300 --batch 3");
-    ModelConfig m = config_model(&c, 0);
+    Parsed pc;
+    const Config *c = parsed(&pc, "--plan --model tiny --vocab 300 --batch 3");
+    ModelConfig m = config_model(c, 0);
     MemoryPlan plan;
     Model model;
     Backend *be = backend_open(1, 0);

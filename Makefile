@@ -55,7 +55,6 @@ CPU_SOURCES := $(filter-out laser/cpu/gemm_% laser/cpu/comm_%,$(wildcard laser/c
 DATA_SOURCES := dataloader/shard.c dataloader/loader.c dataloader/vocab.c
 CORE_SOURCES := $(wildcard laser/*.c) $(CPU_SOURCES) $(DATA_SOURCES)
 TEST_SOURCES := test_gpt.c $(wildcard dev/test/*.c) $(wildcard dev/ref/*.c)
-BENCH_SOURCES := $(wildcard dev/bench/*.c)
 
 CONFIG := $(BACKEND)-$(PRECISION)-$(BLAS)-mpi$(MPI)$(if $(filter-out native,$(ARCH)),-$(ARCH))$(if $(filter-out 0,$(SANITIZE)),-san$(SANITIZE))$(if $(filter-out cc,$(notdir $(CC))),-$(notdir $(CC)))
 OUT := build/$(CONFIG)
@@ -79,8 +78,8 @@ $(OUT)-$1/train_gpt: $(call objects,$1,train_gpt_laser.cu $(CORE_SOURCES))
 	$$(LINK) -o $$@ $$^ $$(LIBS_$(BLAS)) $$(MPI_LINK) $$(LIBS)
 $(OUT)-$1/test_gpt: $(call objects,$1,$(TEST_SOURCES) $(CORE_SOURCES))
 	$$(LINK) -o $$@ $$^ $$(LIBS_$(BLAS)) $$(MPI_LINK) $$(LIBS)
-$(OUT)-$1/bench_%: $(OUT)-$1/dev/bench/bench_%.c.o $(call objects,$1,$(CORE_SOURCES))
-	$$(LINK) -o $$@ $$^ $$(LIBS_$(BLAS)) $$(MPI_LINK) $$(LIBS)
+$(OUT)-$1/bench_%: $(OUT)-$1/dev/bench/bench_%.c.o $(call objects,$1,dev/bench/op_times.c $(CORE_SOURCES))
+	$$(LINK) @dev/bench/op_times.link -o $$@ $$^ $$(LIBS_$(BLAS)) $$(MPI_LINK) $$(LIBS)
 $(OUT)-$1/%.c.o: %.c
 	@mkdir -p $$(@D)
 	$$(CC) $$(C_FLAGS) $$(EXTRA) -DLASER_ATTENTION=$(if $(filter laser,$1),1,0) -c -o $$@ $$<

@@ -76,7 +76,7 @@ def planted(t):
     t.train(out="whole", **ROUNDED)
     write_data(t.path("data"))
     flip_byte(t.path("data/train_1.bin"), 1024 + 2 * 40)  # one token of 464 is another one
-    t.train(out="other", train=t.path("data/train_*.bin"), **ROUNDED)
+    t.train(out="other", train=t.path("data/train_*.bin"), verify_data=False, **ROUNDED)
     apart = largest_difference(t.path("whole"), t.path("other"))
     check(
         apart > 10 * WEIGHT_BOUND, f"weights differ by {apart:.2e} only, bound {WEIGHT_BOUND:.2e}"

@@ -248,6 +248,7 @@ FREE = dict(
     keep=3,
     threads=2,
     prefetch=False,
+    verify_data=False,
     quiet=True,
     sample_every=0,
 )

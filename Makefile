@@ -5,7 +5,8 @@ BACKEND ?= cpu
 ATTN ?= both
 PRECISION ?= fp32
 BLAS ?= none
-MPI ?= $(if $(shell command -v mpicc 2>/dev/null),1,0)
+# Open MPI, whose compiler wrapper tells its flags
+MPI ?= $(if $(shell mpicc --showme:version 2>/dev/null),1,0)
 SANITIZE ?= 0
 ARCH ?= native
 WERROR ?= 1

@@ -4,7 +4,6 @@
  * with. */
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,6 +22,7 @@
 #include "laser/runlog.h"
 #include "laser/sample.h"
 #include "laser/schedule.h"
+#include "laser/stop.h"
 #include "laser/version.h"
 
 enum { PATH_BYTES = 4096, MAX_SKIPPED_IN_ROW = 20, MAX_PEAK_MEASUREMENTS = 10 };
@@ -49,24 +49,6 @@ typedef struct Trainer {
     int peak_measured; /* times again */
     int64_t saved_step;
 } Trainer;
-
-/* ---- signals: the first asks for a checkpoint after this step, the second leaves at once ---- */
-
-static volatile sig_atomic_t stop_signal = 0;
-
-static void on_signal(int number) {
-    if (stop_signal) _exit(128 + number);
-    stop_signal = number;
-}
-
-static void catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
-}
 
 /* ---- opening ---- */
 
@@ -113,7 +95,11 @@ static void open_vocab(Trainer *t) {
     else
         format(path, sizeof path, "tokenizer.bin");
     if (t->config.tokenizer[0] || file_size(path) >= 0) {
+        const int32_t recorded = loader_info(t->train)->vocab;
         vocab_open(&t->vocab, path);
+        if (recorded > 0 && t->vocab.size != recorded)
+            die(EXIT_INPUT, "%s has %d pieces, the shards were written with %d: give --tokenizer",
+                path, t->vocab.size, recorded);
     } else if (t->config.sample_every) {
         die(EXIT_INPUT, "--sample-every: no vocabulary at %s; give --tokenizer FILE", path);
     }
@@ -136,8 +122,16 @@ static void open_data(Trainer *t) {
     if (c->val[0]) {
         LoaderOptions val = loader_options(t, c->val, false);
         t->val = loader_open(&val);
+        const LoaderInfo *v = loader_info(t->val);
+        if (v->vocab > 0 && info->vocab > 0 && v->tokenizer_hash != info->tokenizer_hash)
+            die(EXIT_INPUT, "%s and %s were written with different tokenizers", c->train, c->val);
     }
     if (c->steps == AUTO) c->steps = info->windows / t->step_sequences;
+    if (c->warmup > c->steps)
+        die(EXIT_USAGE,
+            "--warmup %" PRId64 " is longer than the run: one pass over the data is %" PRId64
+            " steps",
+            c->warmup, c->steps);
     open_vocab(t);
     const size_t n = size_mul((size_t)c->batch, (size_t)c->seq_len);
     t->inputs = (int32_t *)xcalloc(n, sizeof *t->inputs);
@@ -150,7 +144,7 @@ static void open_model(Trainer *t) {
     const BackendLimits limits = {
         (int)c->batch, shape.T, shape.C, shape.F, shape.H, shape.HD, shape.V};
     t->be = backend_open((int)c->threads, t->comm.local_rank);
-    plan_require_memory(&shape, (int)c->batch, 1, (int)c->threads);
+    plan_require_memory(&shape, (int)c->batch, t->comm.local_world, (int)c->threads);
     backend_reserve(t->be, &limits);
     model_open(&t->model, t->be, &shape, (int)c->batch, true);
     optim_open(&t->optim, &t->model, c->decay_all != 0);
@@ -161,12 +155,7 @@ static void open_model(Trainer *t) {
     t->schedule.decay_fraction = c->decay_fraction;
     t->schedule.warmup = c->warmup;
     t->schedule.steps = c->steps;
-    t->adam.beta1 = (float)c->beta1;
-    t->adam.beta2 = (float)c->beta2;
-    t->adam.eps = (float)c->eps;
-    t->adam.weight_decay = (float)c->weight_decay;
-    t->adam.grad_clip = (float)c->grad_clip;
-    t->adam.update_clip = (float)c->update_clip;
+    t->adam = optim_args(c);
 }
 
 /* ---- the run directory ---- */
@@ -188,26 +177,35 @@ static void load_run(Trainer *t, const char *path) {
     free(saved);
 }
 
+/* Replicas that begin at different steps or read different data would train nothing sensible. */
+static void require_one_run(const Trainer *t) {
+    const uint64_t data = loader_info(t->train)->fingerprint;
+    int all[8] = {(int)t->state.step, (int)t->config.steps, (int)(data & 0x7fffffff),
+        (int)(data >> 33), 0, 0, 0, 0};
+    for (int i = 0; i < 4; i++) all[4 + i] = -all[i];
+    comm_max_int(&t->comm, all, 8);
+    for (int i = 0; i < 4; i++)
+        if (all[i] != -all[4 + i])
+            die(EXIT_INPUT,
+                "the processes do not see the same run: --train and --out must lie in a file "
+                "system that all of them share");
+}
+
 static void resume_or_init(Trainer *t) {
     const Config *c = &t->config;
-    char *found = NULL;
-    const bool path_given = strcmp(c->resume, "auto") != 0 && strcmp(c->resume, "never") != 0;
-    if (c->out[0]) {
-        format(t->checkpoints, sizeof t->checkpoints, "%s/checkpoints", c->out);
-        if (t->comm.rank == 0) rundir_open(c->out, c, strcmp(c->resume, "never") == 0);
-        comm_barrier(&t->comm);
-        found = checkpoint_find(t->checkpoints, t->comm.rank == 0);
-    }
+    char start[PATH_BYTES] = "";
+    if (c->out[0]) format(t->checkpoints, sizeof t->checkpoints, "%s/checkpoints", c->out);
+    if (t->comm.rank == 0) rundir_find_start(c, t->checkpoints, start, sizeof start);
+    comm_broadcast(&t->comm, start, sizeof start, 0);
     t->state.best_val = -1.0;
     t->saved_step = -1;
-    if (path_given && !found) found = xstrdup(c->resume);
-    if (found) {
-        load_run(t, found);
+    if (start[0]) {
+        load_run(t, start);
     } else {
         model_init(&t->model, (uint64_t)c->seed);
         t->state.data_fingerprint = loader_info(t->train)->fingerprint;
     }
-    free(found);
+    require_one_run(t);
     loader_seek(t->train, t->state.step);
 }
 
@@ -330,6 +328,7 @@ static void count_skipped(Trainer *t, const StepState *s) {
     t->state.skipped += s->skipped;
     t->state.skipped_in_row = s->skipped ? t->state.skipped_in_row + 1 : 0;
     if (t->state.skipped_in_row < MAX_SKIPPED_IN_ROW) return;
+    if (t->comm.rank != 0) comm_barrier(&t->comm); /* rank 0 writes, then ends them all */
     if (t->log) {
         runlog_event(t->log, t->state.step, "diverged", "too many skipped steps in a row");
         runlog_close(t->log);
@@ -418,7 +417,7 @@ static void sample(Trainer *t) {
 /* ---- the loop ---- */
 
 static int signalled(const Trainer *t) { /* agreed by all processes: each gets its own signals */
-    int number = (int)stop_signal;
+    int number = stop_requested();
     comm_max_int(&t->comm, &number, 1);
     return number;
 }
@@ -441,12 +440,15 @@ static int run(Trainer *t) {
         sample(t);
         const int number = signalled(t);
         const bool stop = number || (c->stop_after && step - first >= c->stop_after);
-        if (last || stop || (c->save_every && step % c->save_every == 0)) save(t);
+        /* not while steps are skipped: the checkpoints from before are what a user will want */
+        const bool due = c->save_every && step % c->save_every == 0 && !t->state.skipped_in_row;
+        if (last || stop || due) save(t);
         if (!stop || last) continue;
         if (t->log)
             runlog_event(t->log, step, "stopped", number ? strsignal(number) : "--stop-after");
         if (t->log)
-            runlog_note(t->log, "stopped after step %" PRId64 "; the same command continues", step);
+            runlog_note(t->log, "stopped after step %" PRId64 "%s", step,
+                t->checkpoints[0] ? "; the same command continues" : "");
         return number ? 128 + number : 0;
     }
     return 0;
@@ -476,10 +478,11 @@ int main(int argc, char **argv) {
     if (t.config.plan) {
         ModelConfig shape = config_model(&t.config, 0);
         if (t.comm.rank == 0) plan_print(&t.config, &shape, t.comm.world, (int)t.config.threads);
+        free(t.config.command_line);
         comm_close(&t.comm);
         return 0;
     }
-    catch_signals();
+    stop_catch_signals();
     open_data(&t);
     open_model(&t);
     t.config_json = config_json(&t.config);

@@ -105,6 +105,7 @@ static void check_tokenizers(Loader *l) {
             first = s;
             l->info.vocab = s->info.vocab;
             l->info.eos = s->info.eos;
+            l->info.tokenizer_hash = s->info.tokenizer_hash;
         }
         const ShardInfo *a = &first->info, *b = &s->info;
         if (a->vocab == b->vocab && a->eos == b->eos && a->tokenizer_hash == b->tokenizer_hash)

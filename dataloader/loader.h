@@ -30,6 +30,7 @@ typedef struct LoaderInfo {
     int64_t windows; /* of T + 1 tokens, overlapping by one, none across a shard's end: an epoch */
     int32_t vocab;   /* as recorded in the shards, 0 when they say nothing */
     int32_t eos;     /* -1 when none or unknown */
+    uint64_t tokenizer_hash; /* 0 when unknown */
     uint64_t
         fingerprint; /* of names without directory, sizes, headers: same data set, same number */
 } LoaderInfo;

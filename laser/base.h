@@ -65,7 +65,7 @@ void fsync_path(const char *path); /* file or directory */
 /* CRC32C (Castagnoli), as in iSCSI, RFC 3720: crc32c(0, "123456789", 9) == 0xe3069283. Chainable:
  * crc32c(crc32c(0, a), b) is the checksum of a followed by b. */
 uint32_t crc32c(uint32_t crc, const void *data, size_t size);
-uint32_t file_crc32c(const char *path);
+bool file_crc32c(const char *path, uint32_t *crc); /* false: the file cannot be read */
 
 double now_seconds(void);  /* monotonic */
 double wall_seconds(void); /* since 1970 */

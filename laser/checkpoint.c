@@ -146,7 +146,9 @@ static void remove_directory(const char *path) { /* flat: ours hold files only *
 }
 
 static int newest_first(const void *a, const void *b) {
-    return strcmp(*(char *const *)b, *(char *const *)a);
+    const char *x = *(char *const *)a, *y = *(char *const *)b;
+    const size_t nx = strlen(x), ny = strlen(y); /* longer: beyond eight digits */
+    return nx != ny ? (nx < ny) - (nx > ny) : strcmp(y, x);
 }
 
 /* Names step_* in dir, newest first, and removes tmp_* when clean is set. */
@@ -274,22 +276,25 @@ static void find_fault(const char *dir, char *fault, size_t cap) {
                 have, want);
             break;
         }
-        if (file_crc32c(path) != (uint32_t)strtoul(string(f, "crc32c"), NULL, 16)) {
-            format(fault, cap, "%s does not have the recorded checksum", string(f, "name"));
+        uint32_t crc = 0;
+        const bool read = file_crc32c(path, &crc);
+        if (!read || crc != (uint32_t)strtoul(string(f, "crc32c"), NULL, 16)) {
+            format(fault, cap, "%s %s", string(f, "name"),
+                read ? "does not have the recorded checksum" : "cannot be read");
             break;
         }
     }
     cJSON_Delete(o);
 }
 
-char *checkpoint_find(const char *dir, bool owner) {
+char *checkpoint_find(const char *dir) {
     int count;
-    char **names = list_steps(dir, &count, owner), *found = NULL;
+    char **names = list_steps(dir, &count, true), *found = NULL;
     for (int i = 0; i < count && !found; i++) {
         char path[PATH_BYTES], fault[PATH_BYTES];
         format(path, sizeof path, "%s/%s", dir, names[i]);
         find_fault(path, fault, sizeof fault);
-        if (fault[0] && owner) warn("checkpoint %s is passed over: %s", path, fault);
+        if (fault[0]) warn("checkpoint %s is passed over: %s", path, fault);
         if (!fault[0]) found = xstrdup(path);
     }
     free_names(names, count);
@@ -299,6 +304,12 @@ char *checkpoint_find(const char *dir, bool owner) {
             "again",
             dir, count);
     return found;
+}
+
+void checkpoint_require_whole(const char *path) {
+    char fault[PATH_BYTES];
+    find_fault(path, fault, sizeof fault);
+    if (fault[0]) die(EXIT_INPUT, "%s is not a whole checkpoint: %s", path, fault);
 }
 
 char *checkpoint_state(const char *path, RunState *s, int64_t *updates) {
@@ -376,7 +387,10 @@ void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *
 
     int count;
     char **names = list_steps(dir, &count, false);
-    for (int i = keep; i < count; i++) delete_checkpoint(dir, names[i]);
+    /* only what is not newer than this one counts: newer are damaged, and were passed over */
+    const char *own = strrchr(final, '/') + 1;
+    for (int i = 0, kept = 0; i < count; i++)
+        if (newest_first(&names[i], &own) >= 0 && ++kept > keep) delete_checkpoint(dir, names[i]);
     free_names(names, count);
 }
 

@@ -26,16 +26,19 @@ typedef struct RunState {
 /* Bytes that one checkpoint takes on disk, to within its headers. */
 uint64_t checkpoint_bytes(const ModelConfig *c);
 
-/* Saves to DIR/step_%08d and deletes all but the newest `keep`. config_json: every option,
- * resolved. */
+/* Saves to DIR/step_%08d and deletes all but `keep`: this one and those before it. config_json:
+ * every option, resolved. */
 void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *s,
     const char *config_json, int keep);
 
 /* The newest checkpoint in dir whose files all have the recorded size and checksum, malloced; NULL
- * when there are no checkpoints. Dies (EXIT_INPUT) when there are and none is whole. owner (one
- * process of a run): names on stderr those that are passed over, and removes what interrupted saves
+ * when there are no checkpoints. Dies (EXIT_INPUT) when there are and none is whole. For one
+ * process of a run: names on stderr those that are passed over, and removes what interrupted saves
  * left. */
-char *checkpoint_find(const char *dir, bool owner);
+char *checkpoint_find(const char *dir);
+
+/* Dies (EXIT_INPUT) unless every file of this checkpoint has its size and checksum. */
+void checkpoint_require_whole(const char *path);
 
 /* Reads PATH/state.json: the position, and the options of the run that wrote it (malloced). Dies
  * with EXIT_INPUT when it is not a checkpoint of the linked attention variant. */

@@ -11,7 +11,8 @@ extern "C" {
 #endif
 
 typedef struct Comm {
-    int rank, world, local_rank;
+    int rank, world;
+    int local_rank, local_world; /* among the processes of this machine */
 } Comm;
 
 /* World 1 when not started by a launcher. With more, a rank that exits before comm_close ends all

@@ -327,7 +327,7 @@ ModelConfig config_model(const Config *c, int32_t vocab) {
     int64_t V = c->vocab == AUTO ? vocab : c->vocab;
     if (V < 2)
         die(EXIT_USAGE,
-            "--vocab is needed: the data do not record their vocabulary and preset '%s' has none",
+            "--vocab N is needed: preset '%s' has none of its own, and none was found in the data",
             c->model);
     ModelConfig m = {
         .L = (int)c->layers,

@@ -92,7 +92,7 @@ enum { AUTO = -1 };
     REAL(min_lr_ratio, "min-lr-ratio", 0, 0, 1, NOTED, "final learning rate / peak")               \
     REAL(decay_fraction, "decay-fraction", 0.2, 0, 1, NOTED, "wsd: share of the steps that decay") \
     REAL(beta1, "beta1", 0.9, 0, 0.999999, NOTED, "decay of the first moment")                     \
-    REAL(beta2, "beta2", 0.99, 0, 0.99999999, NOTED, "decay of the second moment")                 \
+    REAL(beta2, "beta2", 0.99, 0, 0.9999999, NOTED, "decay of the second moment")                 \
     REAL(eps, "eps", 1e-8, 0, 1, NOTED, "Adam's epsilon (the paper: 1e-24)")                       \
     REAL(weight_decay, "weight-decay", 0.1, 0, 1e3, NOTED,                                         \
         "decoupled, scaled by the schedule; on matrices")                                          \

@@ -95,7 +95,7 @@ typedef struct Model {
     /* backward: one set for all layers */
     act_t *dx;    /* (N, C) gradient of the residual stream */
     act_t *dbuf;  /* (N, max(C, 3*H*HD, F)) */
-    act_t *dbuf2; /* (N, max(C, H*HD, F)) */
+    act_t *dbuf2; /* (N, max(C, H*HD)) */
 } Model;
 
 /* Bytes by category, without allocating. */

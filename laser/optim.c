@@ -6,6 +6,16 @@
 
 #include "laser/base.h"
 
+AdamArgs optim_args(const Config *c) {
+    AdamArgs a = {.beta1 = (float)c->beta1,
+        .beta2 = (float)c->beta2,
+        .eps = (float)c->eps,
+        .weight_decay = (float)c->weight_decay,
+        .grad_clip = (float)c->grad_clip,
+        .update_clip = (float)c->update_clip};
+    return a;
+}
+
 void optim_open(Optim *o, const Model *m, bool decay_all) {
     const ParamTable *t = &m->table;
     memset(o, 0, sizeof *o);

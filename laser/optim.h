@@ -15,6 +15,8 @@ typedef struct Optim {
     StepState *state; /* backend memory */
 } Optim;
 
+AdamArgs optim_args(const Config *c); /* lr is left 0: the schedule sets it each step */
+
 void optim_open(Optim *o, const Model *m, bool decay_all);
 void optim_close(Optim *o, Backend *be);
 

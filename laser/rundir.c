@@ -8,6 +8,7 @@
 #include <sys/file.h>
 
 #include "laser/base.h"
+#include "laser/checkpoint.h"
 
 enum { PATH_BYTES = 4096 };
 
@@ -56,4 +57,22 @@ void rundir_open(const char *dir, const Config *c, bool fresh) {
     make_dirs(dir);
     lock_directory(dir);
     refuse_foreign(dir, c, fresh);
+}
+
+void rundir_find_start(const Config *c, const char *checkpoints, char *start, size_t capacity) {
+    const bool fresh = strcmp(c->resume, "never") == 0;
+    const bool given = !fresh && strcmp(c->resume, "auto") != 0;
+    char *found = NULL;
+    if (c->out[0]) {
+        rundir_open(c->out, c, fresh);
+        found = checkpoint_find(checkpoints);
+    }
+    if (given && found)
+        warn("--resume %s is passed over: %s holds later work of this run", c->resume, found);
+    if (given && !found) {
+        checkpoint_require_whole(c->resume);
+        found = xstrdup(c->resume);
+    }
+    if (found) format(start, capacity, "%s", found);
+    free(found);
 }

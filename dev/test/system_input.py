@@ -163,7 +163,7 @@ def other_vocabulary(t):
         says=["train_0.bin", "train_1.bin", "different"],
     )
     write_shard(t.path("bare.bin"), TOKENS, extended=False)
-    t.train(out="run", code=2, train=t.path("bare.bin"), says="--vocab is needed")
+    t.train(out="run", code=2, train=t.path("bare.bin"), says="--vocab N is needed")
     t.train(out="run", train=t.path("bare.bin"), vocab=100)
 
 

@@ -190,6 +190,16 @@ def damaged(t):
         check_same_run(t.path("whole"), t.path(out))
 
 
+@test("resume: what is saved after a damaged newer checkpoint is kept, and is gone on from")
+def saved_before_damaged(t):
+    t.train(out="run", stop_after=12)
+    truncate(t.path("run/checkpoints/step_00000012/model.safetensors"))
+    t.train(out="run", keep=1, stop_after=1, says="step_00000012 is passed over")
+    check("step_00000011" in checkpoints(t.path("run")), str(checkpoints(t.path("run"))))
+    said = t.train(out="run", keep=1, says="step_00000012 is passed over")
+    check("resumed after step 11" in said.out, said.out)
+
+
 @test("resume: where every checkpoint is damaged the run is not begun again over its remains")
 def all_damaged(t):
     t.train(out="run", stop_after=12)

@@ -103,6 +103,7 @@ def diverges(t):
         state = json.load(open(t.path("run/checkpoints", name, "state.json"), encoding="utf-8"))
         same(state["skipped"], sum(skipped[: state["step"]]), f"skipped steps of {name}")
         same(state["updates"], state["step"] - state["skipped"], f"updates of {name}")
+        same(state["skipped_in_row"], 0, f"{name} is from before: skipped steps at its end")
 
 
 # ---- files -------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ void comm_open(Comm *c, int *argc, char ***argv) {
     c->rank = 0;
     c->world = 1;
     c->local_rank = 0;
+    c->local_world = 1;
     if (!launched()) return;
     int provided;
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
@@ -41,6 +42,7 @@ void comm_open(Comm *c, int *argc, char ***argv) {
     MPI_Comm_size(MPI_COMM_WORLD, &c->world);
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &node);
     MPI_Comm_rank(node, &c->local_rank);
+    MPI_Comm_size(node, &c->local_world);
     MPI_Comm_free(&node);
     on_exit(abort_others, NULL);
 }

@@ -7,6 +7,7 @@ void comm_open(Comm *c, int *argc, char ***argv) {
     c->rank = 0;
     c->world = 1;
     c->local_rank = 0;
+    c->local_world = 1;
 }
 
 void comm_close(Comm *c) {

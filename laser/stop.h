@@ -1,0 +1,16 @@
+/* stop.h: polite ends. The first SIGINT or SIGTERM asks the run to save and stop after its step; a
+ * second one leaves at once. */
+#ifndef LASER_STOP_H
+#define LASER_STOP_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+void stop_catch_signals(void); /* ignores SIGPIPE too: a closed pipe is no reason to lose a run */
+int stop_requested(void);      /* the signal's number, 0: none came */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

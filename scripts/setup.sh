@@ -116,16 +116,9 @@ install_wheels() {
         mkdir -p build
         python3 -m venv $venv || { echo "setup: python3 -m venv failed" >&2; exit 1; }
     fi
-    index=""
-    for name in $wheels; do
-        echo "setup: installing $name (Python, $venv)"
-        # the build without CUDA libraries is a tenth of the size
-        if [ "$name" = torch ]; then
-            index=""
-        fi
-    done
+    for name in $wheels; do echo "setup: installing $name (Python, $venv)"; done
     # shellcheck disable=SC2086
-    $venv/bin/python -m pip install -q --disable-pip-version-check $index $wheels || {
+    $venv/bin/python -m pip install -q --disable-pip-version-check $wheels || {
         echo "setup: pip failed; install into $venv, then run the same command again: $wheels" >&2
         exit 1
     }

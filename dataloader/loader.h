@@ -37,9 +37,9 @@ typedef struct LoaderInfo {
 
 typedef struct Loader Loader;
 
-/* Opens every shard (header and size checked, payload not read). Dies with EXIT_INPUT on an empty
- * glob, an unreadable, torn or foreign file, shards of different tokenizers, a recorded vocabulary
- * larger than options->vocab, or fewer windows than one step needs. */
+/* Opens every shard (header and size checked; the payload with verify only). Dies with EXIT_INPUT
+ * on an empty glob, an unreadable, torn or foreign file, shards of different tokenizers, a recorded
+ * vocabulary larger than options->vocab, or fewer windows than one step needs. */
 Loader *loader_open(const LoaderOptions *options);
 const LoaderInfo *loader_info(const Loader *l);
 void loader_close(Loader *l);

@@ -1,9 +1,9 @@
 /* cpu/backend.h: what the files of this directory share: the Backend, its scratch memory,
  * threads. Private to laser/cpu; knows nothing of the model.
  *
- * Results must not depend on the number of threads (but for the products of BLAS=openblas, which are
- * the library's): work is cut by shape alone, an element is computed by one thread in a fixed order,
- * and partial sums are combined in the order of the cuts. */
+ * Results must not depend on the number of threads (but for the products of BLAS=openblas, which
+ * are the library's): work is cut by shape alone, an element is computed by one thread in a fixed
+ * order, and partial sums are combined in the order of the cuts. */
 #ifndef LASER_CPU_BACKEND_H
 #define LASER_CPU_BACKEND_H
 

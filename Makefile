@@ -1,9 +1,10 @@
 # Builds both trainers from the same sources; `make help` lists targets and variables.
 # Objects of each configuration live in build/<configuration>/, so switching never links stale ones.
+# What a CUDA build needs is found by dev/make/find_cuda.sh; what was chosen, and why, is printed.
 
-BACKEND ?= cpu
+.DEFAULT_GOAL := all
+
 ATTN ?= both
-PRECISION ?= fp32
 BLAS ?= none
 # Open MPI, whose compiler wrapper tells its flags
 MPI ?= $(if $(shell mpicc --showme:version 2>/dev/null),1,0)
@@ -12,16 +13,33 @@ ARCH ?= native
 WERROR ?= 1
 TEXT ?=
 
+# ---- the machine below the seam -----------------------------------------------------------------------------
+# $(call find,WHAT): takes over NAME=value lines, ~ for a blank
+find = $(foreach line,$(shell NVCC='$(NVCC)' CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' CUDNN='$(CUDNN)' \
+	PRECISION='$(PRECISION)' CC='$(CC)' dev/make/find_cuda.sh $1),$(eval override $(subst ~, ,$(line))))
+BACKEND_WHY := as asked
+ifeq ($(BACKEND),)
+$(call find,backend)
+endif
+PRECISION ?= $(if $(filter cpu,$(BACKEND)),fp32,bf16)
+
 # ---- unknown values stop here -------------------------------------------------------------------------------
 # $(call one_of,NAME,known values)
 one_of = $(if $(filter-out $2,$($1))$(if $($1),,x),$(error $1='$($1)' is not known; choose one of: $2))
-$(call one_of,BACKEND,cpu)
+$(call one_of,BACKEND,cpu cuda emu)
 $(call one_of,ATTN,laser standard both)
-$(call one_of,PRECISION,fp32)
+$(call one_of,PRECISION,fp32 bf16)
 $(call one_of,BLAS,none openblas)
 $(call one_of,MPI,0 1)
 $(call one_of,SANITIZE,0 1 thread)
 $(call one_of,WERROR,0 1)
+$(if $(CUDNN),$(call one_of,CUDNN,0 1))
+ifeq ($(BACKEND)-$(PRECISION),cpu-bf16)
+$(error PRECISION=bf16 is not there for BACKEND=cpu; choose PRECISION=fp32, or BACKEND=cuda or emu)
+endif
+ifeq ($(BACKEND),cuda)
+include dev/make/cuda.mk
+endif
 VARIANTS := $(if $(filter both,$(ATTN)),laser standard,$(ATTN))
 
 # ---- flags ----------------------------------------------------------------------------------------------------
@@ -38,66 +56,117 @@ INSTRUMENT := -fsanitize=thread -g
 OPTIMIZE := -O1 -march=$(ARCH) -ffp-contract=fast
 OPENMP := -Wno-unknown-pragmas
 endif
-COMMON := $(WARNINGS) $(OPTIMIZE) $(OPENMP) $(INSTRUMENT) -D_GNU_SOURCE -I. -MMD -MP
+DEFINES := -D_GNU_SOURCE $(if $(filter bf16,$(PRECISION)),-DLASER_BF16)
+COMMON := $(WARNINGS) $(OPTIMIZE) $(OPENMP) $(INSTRUMENT) $(DEFINES) -I. -MMD -MP
 C_FLAGS := -std=c11 $(COMMON) $(CFLAGS)
 CXX_FLAGS := -std=c++17 $(COMMON) $(CXXFLAGS)
-LIBS := -lcjson -lpthread -lm
-LIBS_openblas := -lopenblas
 MPI_COMPILE := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:compile))
 MPI_LINK := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link))
-LINK = $(CC) $(OPENMP) $(INSTRUMENT) $(LDFLAGS)
+
+# How files with kernels, and tests of them, are compiled; how programs are linked, and with what
+DEVICE_emu = $(CXX) -x c++ -Idev/emu/include $(CXX_FLAGS) -Wno-unknown-pragmas $(if $(filter 0,$(SANITIZE)),-O2)
+MAIN_cpu = $(CC) -x c $(C_FLAGS)
+MAIN_emu = $(MAIN_cpu)
+LINK_cpu = $(CC)
+LINK_emu = $(CXX)
+LINK_cuda = $(CXX)
+LIBS_cpu := $(if $(filter openblas,$(BLAS)),-lopenblas)
+LINK = $(LINK_$(BACKEND)) $(OPENMP) $(INSTRUMENT) $(LDFLAGS)
+LIBS = $(LIBS_$(BACKEND)) $(MPI_LINK) -lcjson -lpthread -lm
 
 # ---- sources: a build choice is a choice of files ------------------------------------------------------------
 GEMM_openblas := laser/cpu/gemm_cblas.c
 GEMM_none := laser/cpu/gemm_native.c
-COMM_0 := laser/cpu/comm_single.c
-COMM_1 := laser/cpu/comm_mpi.c
-CPU_SOURCES := $(filter-out laser/cpu/gemm_% laser/cpu/comm_%,$(wildcard laser/cpu/*.c)) $(GEMM_$(BLAS)) $(COMM_$(MPI))
+COMM_0 := laser/comm_single.c
+COMM_1 := laser/comm_mpi.c
+CUDNN_0 := laser/cuda/attention_nocudnn.cu
+CUDNN_1 := laser/cuda/attention_cudnn.cc
+CUDA_FILES := $(filter-out $(CUDNN_0),$(wildcard laser/cuda/*.cu))
+SOURCES_cpu := $(filter-out laser/cpu/gemm_%,$(wildcard laser/cpu/*.c)) $(GEMM_$(BLAS))
+SOURCES_cuda := $(CUDA_FILES) $(CUDNN_$(CUDNN))
+SOURCES_emu := $(CUDA_FILES) $(CUDNN_0) $(wildcard dev/emu/*.cc dev/emu/*.S)
 DATA_SOURCES := dataloader/shard.c dataloader/loader.c dataloader/vocab.c
-CORE_SOURCES := $(wildcard laser/*.c) $(CPU_SOURCES) $(DATA_SOURCES)
-TEST_SOURCES := test_gpt.c $(wildcard dev/test/*.c) $(wildcard dev/ref/*.c)
+CORE_SOURCES := $(filter-out laser/comm_%,$(wildcard laser/*.c)) $(COMM_$(MPI)) $(SOURCES_$(BACKEND)) $(DATA_SOURCES)
+TESTS_emu := $(wildcard dev/test/*.cc)
+TESTS_cuda := $(filter-out dev/test/test_emu%.cc,$(TESTS_emu))
+TEST_SOURCES := test_gpt.c $(filter-out dev/test/groups_%,$(wildcard dev/test/*.c)) dev/test/groups_$(BACKEND).c \
+	$(TESTS_$(BACKEND)) $(wildcard dev/ref/*.c)
+# Operations are timed by wrappers where they have run when they return
+BENCH_SOURCES := dev/bench/median.c dev/bench/op_times$(if $(filter-out cpu,$(BACKEND)),_none).c
+WRAP_cpu := @dev/bench/op_times.link
+# Files that know which attention is built: their objects are not shared
+VARIANT_FILES := laser/cpu/attention% laser/cpu/backend.c laser/cuda/attention% laser/cuda/laser% \
+	laser/cuda/backend.cu dev/test/%.cc
 
-CONFIG := $(BACKEND)-$(PRECISION)-$(BLAS)-mpi$(MPI)$(if $(filter-out native,$(ARCH)),-$(ARCH))$(if $(filter-out 0,$(SANITIZE)),-san$(SANITIZE))$(if $(filter-out cc,$(notdir $(CC))),-$(notdir $(CC)))
-OUT := build/$(CONFIG)
-objects = $(patsubst %,$(OUT)-$1/%.o,$2)
+FEATURES_cpu := $(BLAS)
+CONFIG := $(strip $(BACKEND) $(PRECISION) $(FEATURES_$(BACKEND)) mpi$(MPI) $(filter-out native,$(ARCH)) \
+	$(patsubst %,san%,$(filter-out 0,$(SANITIZE))) $(filter-out cc,$(notdir $(CC))))
+OUT := build/$(subst $(eval) ,-,$(CONFIG))
+# $(call objects,laser|standard,sources)
+objects = $(patsubst %,$(OUT)-$1/%.o,$(filter $(VARIANT_FILES),$2)) $(patsubst %,$(OUT)/%.o,$(filter-out $(VARIANT_FILES),$2))
 
 TRAINERS := $(VARIANTS:%=train_gpt_%)
 TESTERS := $(VARIANTS:%=$(OUT)-%/test_gpt)
 
-.PHONY: all tools test check quickstart bench lint help clean FORCE
-all: $(TRAINERS)
-	@echo "built $(TRAINERS): BACKEND=$(BACKEND) PRECISION=$(PRECISION) BLAS=$(BLAS) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), SANITIZE=$(SANITIZE)), $(CC) for $(ARCH)"
+.PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers \
+	quickstart bench gpu-binaries gpu_archive gpu-check lint help clean FORCE
+all: config $(TRAINERS)
+	@echo "built $(TRAINERS): $(SUMMARY)"
+SUMMARY = BACKEND=$(BACKEND) PRECISION=$(PRECISION) $(SUMMARY_$(BACKEND)) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), \
+	SANITIZE=$(SANITIZE)), $(CC) for $(ARCH)
+SUMMARY_cpu = BLAS=$(BLAS)
 
+# Says what was chosen, and stops where a part is missing, before anything is compiled.
+config:
+	@$(info BACKEND=$(BACKEND): $(BACKEND_WHY))$(SAY_$(BACKEND)):
 # ---- the trainers ---------------------------------------------------------------------------------------------
 # The top level holds a copy of the last built configuration; it is replaced by renaming, so that a
 # run that is under way keeps its own.
 $(TRAINERS): train_gpt_%: $(OUT)-%/train_gpt FORCE
 	@cmp -s $< $@ || { cp $< $@.tmp && mv -f $@.tmp $@; }
 
+# $(call OBJECT_RULES,folder,what its files are told of the attention)
+define OBJECT_RULES
+$1/%.c.o: %.c | config
+	@mkdir -p $$(@D)
+	$$(CC) $$(C_FLAGS) $$(EXTRA) $2 -c -o $$@ $$<
+$1/%.S.o: %.S | config
+	@mkdir -p $$(@D)
+	$$(CC) $$(INSTRUMENT) -c -o $$@ $$<
+$1/%.cu.o: %.cu $(STAMP_$(BACKEND)) | config
+	@mkdir -p $$(@D)
+	$$(DEVICE_$(BACKEND)) $2 -c -o $$@ $$<
+$1/%.cc.o: %.cc $(STAMP_$(BACKEND)) | config
+	@mkdir -p $$(@D)
+	$$(DEVICE_$(BACKEND)) $2 -c -o $$@ $$<
+$1/laser/cuda/%.cc.o: laser/cuda/%.cc $(STAMP_$(BACKEND)) | config
+	@mkdir -p $$(@D)
+	$$(HOST_$(BACKEND)) $2 -c -o $$@ $$<
+endef
 define VARIANT_RULES
 $(OUT)-$1/train_gpt: $(call objects,$1,train_gpt_laser.cu $(CORE_SOURCES))
-	$$(LINK) -o $$@ $$^ $$(LIBS_$(BLAS)) $$(MPI_LINK) $$(LIBS)
+	@mkdir -p $$(@D)
+	$$(LINK) -o $$@ $$^ $$(LIBS)
 $(OUT)-$1/test_gpt: $(call objects,$1,$(TEST_SOURCES) $(CORE_SOURCES))
-	$$(LINK) -o $$@ $$^ $$(LIBS_$(BLAS)) $$(MPI_LINK) $$(LIBS)
-$(OUT)-$1/bench_%: $(OUT)-$1/dev/bench/bench_%.c.o $(call objects,$1,dev/bench/op_times.c $(CORE_SOURCES))
-	$$(LINK) @dev/bench/op_times.link -o $$@ $$^ $$(LIBS_$(BLAS)) $$(MPI_LINK) $$(LIBS)
-$(OUT)-$1/%.c.o: %.c
-	@mkdir -p $$(@D)
-	$$(CC) $$(C_FLAGS) $$(EXTRA) -DLASER_ATTENTION=$(if $(filter laser,$1),1,0) -c -o $$@ $$<
-$(OUT)-$1/%.cu.o: %.cu
-	@mkdir -p $$(@D)
-	$$(CC) -x c $$(C_FLAGS) -DLASER_ATTENTION=$(if $(filter laser,$1),1,0) -c -o $$@ $$<
-$(OUT)-$1/laser/cpu/comm_mpi.c.o: EXTRA = $$(MPI_COMPILE)
-$(OUT)-$1/laser/version.c.o: EXTRA = -DLASER_REVISION='"$$(REVISION)"'
-$(OUT)-$1/laser/version.c.o: build/revision
+	$$(LINK) -o $$@ $$^ $$(LIBS)
+$(OUT)-$1/bench_%: $(OUT)/dev/bench/bench_%.c.o $(call objects,$1,$(BENCH_SOURCES) $(CORE_SOURCES))
+	$$(LINK) $(WRAP_$(BACKEND)) -o $$@ $$^ $$(LIBS)
+$(call OBJECT_RULES,$(OUT)-$1,-DLASER_ATTENTION=$(if $(filter laser,$1),1,0))
 endef
+$(eval $(call OBJECT_RULES,$(OUT)))
 $(foreach v,laser standard,$(eval $(call VARIANT_RULES,$v)))
+$(OUT)/train_gpt_laser.cu.o: train_gpt_laser.cu $(STAMP_$(BACKEND)) | config
+	@mkdir -p $(@D)
+	$(MAIN_$(BACKEND)) -c -o $@ $<
+$(OUT)/laser/comm_mpi.c.o: EXTRA = $(MPI_COMPILE)
+$(OUT)/laser/version.c.o: EXTRA = -DLASER_REVISION='"$(REVISION)"'
+$(OUT)/laser/version.c.o: build/revision
 
 REVISION = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+# $(call keep,TEXT): the target holds it, and is as old as its last change
+keep = @mkdir -p $(@D); echo '$1' | cmp -s - $@ || echo '$1' > $@
 build/revision: FORCE
-	@mkdir -p build
-	@echo '$(REVISION)' | cmp -s - $@ || echo '$(REVISION)' > $@
-
+	$(call keep,$(REVISION))
 # ---- data tools: the only programs that need libsentencepiece and zlib -------------------------------------------
 TOOLS := build/bin/c4_tokenize build/bin/shard_tool
 tools: $(TOOLS)
@@ -116,17 +185,27 @@ $(TOOL_OUT)/%.cc.o: %.cc
 	$(CXX) -std=c++17 $(WARNINGS) -O2 -D_GNU_SOURCE -I. -MMD -MP $(CXXFLAGS) -c -o $@ $<
 
 # ---- the README's two commands ---------------------------------------------------------------------------------
+SETUP_cuda := gpu
 quickstart:
-	@scripts/setup.sh build quickstart
+	@scripts/setup.sh build quickstart $(SETUP_$(BACKEND))
 	@$(MAKE) --no-print-directory all tools
 	@TEXT='$(TEXT)' scripts/quickstart.sh
 
 test:
-	@scripts/setup.sh build test
+	@scripts/setup.sh build test $(SETUP_$(BACKEND))
 	@$(MAKE) --no-print-directory check
 
-check: $(TRAINERS) $(TESTERS) $(TOOLS)
+check: config check_$(BACKEND)
+
+check_cpu: $(TRAINERS) $(TESTERS) $(TOOLS)
 	@dev/test/run.sh $(TESTERS)
+
+check_cuda: $(TRAINERS) $(TESTERS) $(TOOLS)
+	@nvidia-smi -L 2>/dev/null | grep -q '^GPU ' || { echo "error: these tests need a GPU, and nvidia-smi -L lists none;" \
+		"make test BACKEND=emu runs the kernels without one" >&2; exit 1; }
+	@dev/test/run.sh $(TESTERS)
+
+include dev/make/kernels.mk
 
 lint:
 	@dev/lint/lint.sh
@@ -137,20 +216,27 @@ bench: $(VARIANTS:%=$(OUT)-%/bench_train)
 help:
 	@echo 'Targets'
 	@echo '  all         train_gpt_laser and train_gpt_standard (default)'
+	@echo '  config      says what was chosen, and why'
 	@echo '  quickstart  install what is missing, get text, train both attentions, compare (TEXT=file: your text)'
 	@echo '  test        install what is missing, build, run every test'
 	@echo '  check       build and run every test, install nothing'
 	@echo '  tools       c4_tokenize and shard_tool, in build/bin'
 	@echo '  bench       speed against the machine'"'"'s sgemm, llm.c and PyTorch where they are there'
+	@echo '  gpu-check   build for the GPU, and run there: tests, compute-sanitizer, speed; one report'
+	@echo '  gpu-binaries  only builds that, in build/gpu; CARRIED=1 with gpu-check: is not built again'
 	@echo '  lint        house rules'
 	@echo '  clean       remove build/ and the programs'
 	@echo 'Variables (value now)'
-	@echo '  BACKEND=cpu                  ($(BACKEND))'
+	@echo '  BACKEND=cpu|cuda|emu         ($(BACKEND): $(BACKEND_WHY))'
+	@echo '                               emu: the kernels of cuda, on a CPU, for tests'
 	@echo '  ATTN=laser|standard|both     ($(ATTN))'
-	@echo '  PRECISION=fp32               ($(PRECISION))'
-	@echo '  BLAS=none|openblas           ($(BLAS))  none: our own matrix product'
+	@echo '  PRECISION=fp32|bf16          ($(PRECISION))  cpu: fp32 alone'
 	@echo '  MPI=0|1                      ($(MPI))  1: several processes, started by mpirun'
-	@echo '  SANITIZE=0|1|thread          ($(SANITIZE))  1: address and undefined behaviour'
+	@echo '  BLAS=none|openblas           ($(BLAS))  cpu; none: our own matrix product'
+	@echo '  GPU_ARCH=native|90a|"80 90a" ($(GPU_ARCH))  cuda; default: the GPU of this machine, else 80 90a ptx'
+	@echo '  CUDNN=0|1                    ($(CUDNN))  cuda; default: 1 where its headers are found'
+	@echo '  NVCC= CUDA_HOME=             ($(NVCC))  cuda; where to look first'
+	@echo '  SANITIZE=0|1|thread          ($(SANITIZE))  cpu, emu; 1: address and undefined behaviour'
 	@echo '  ARCH=native|x86-64-v3|...    ($(ARCH))  what -march gets'
 	@echo '  CC CXX CFLAGS CXXFLAGS LDFLAGS WERROR=0|1'
 

@@ -2,7 +2,8 @@
  * top directory. Holds main and what dev/test/test.h declares; the tests lie in dev/test/. May not
  * include a .c or .cu file.
  *
- *   ./test_gpt [--list] [--filter SUBSTRING]     exit code 0: all passed, 1: some failed, 2: usage
+ *   ./test_gpt [--list] [--filter SUBSTRING]... [--skip SUBSTRING]...
+ * Exit code 0: all passed, 1: some failed, 2: usage.
  */
 #include "dev/test/test.h"
 
@@ -14,7 +15,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { FAILURES_SHOWN = 12 }; /* per test; the rest is counted */
+enum {
+    FAILURES_SHOWN = 12, /* per test; the rest is counted */
+    MAX_FILTERS = 16,
+};
 
 /* ---- checks ---------------------------------------------------------------------------------- */
 
@@ -183,13 +187,51 @@ static void run_one(const TestCase *c, Totals *totals) {
     fflush(stdout);
 }
 
-static void run_group(
-    const TestCase *(*group)(int *count), const char *filter, bool list, Totals *totals) {
+typedef struct Wanted {
+    const char *filters[MAX_FILTERS]; /* a test runs when its name contains one; none: all run */
+    const char *skips[MAX_FILTERS];   /* but not when it contains one of these */
+    int filter_count, skip_count;
+    bool list; /* names only */
+} Wanted;
+
+static bool contains_any(const char *name, const char *const *parts, int count) {
+    for (int i = 0; i < count; i++) {
+        if (strstr(name, parts[i]) != NULL) return true;
+    }
+    return false;
+}
+
+static bool is_wanted(const Wanted *w, const char *name) {
+    return (w->filter_count == 0 || contains_any(name, w->filters, w->filter_count)) &&
+           !contains_any(name, w->skips, w->skip_count);
+}
+
+static Wanted parse_arguments(int argc, char **argv) {
+    Wanted w = {0};
+    for (int i = 1; i < argc; i++) {
+        const bool valued = i + 1 < argc;
+        if (strcmp(argv[i], "--list") == 0) {
+            w.list = true;
+        } else if (strcmp(argv[i], "--filter") == 0 && valued && w.filter_count < MAX_FILTERS) {
+            w.filters[w.filter_count++] = argv[++i];
+        } else if (strcmp(argv[i], "--skip") == 0 && valued && w.skip_count < MAX_FILTERS) {
+            w.skips[w.skip_count++] = argv[++i];
+        } else {
+            die(EXIT_USAGE,
+                "unknown argument \"%s\"\n"
+                "usage: test_gpt [--list] [--filter SUBSTRING]... [--skip SUBSTRING]...",
+                argv[i]);
+        }
+    }
+    return w;
+}
+
+static void run_group(TestGroup group, const Wanted *wanted, Totals *totals) {
     int count = 0;
     const TestCase *cases = group(&count);
     for (int i = 0; i < count; i++) {
-        if (strstr(cases[i].name, filter) == NULL) continue;
-        if (list) {
+        if (!is_wanted(wanted, cases[i].name)) continue;
+        if (wanted->list) {
             printf("%s\n", cases[i].name);
         } else {
             run_one(&cases[i], totals);
@@ -198,27 +240,19 @@ static void run_group(
 }
 
 int main(int argc, char **argv) {
-    const char *filter = "";
-    bool list = false;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--list") == 0) {
-            list = true;
-        } else if (strcmp(argv[i], "--filter") == 0 && i + 1 < argc) {
-            filter = argv[++i];
-        } else {
-            die(EXIT_USAGE,
-                "unknown argument \"%s\"\nusage: test_gpt [--list] [--filter SUBSTRING]", argv[i]);
-        }
-    }
-    const TestCase *(*groups[])(int *count) = {test_config, test_data, test_runs, test_oracle,
-        test_ops, test_products, test_attention, test_optim, test_start, test_model};
+    const Wanted wanted = parse_arguments(argc, argv);
+    const TestGroup groups[] = {test_config, test_data, test_runs, test_oracle, test_ops,
+        test_products, test_attention, test_optim, test_precision, test_start, test_model};
     Totals totals = {0};
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
-        run_group(groups[g], filter, list, &totals);
+        run_group(groups[g], &wanted, &totals);
     }
-    if (list) return 0;
+    for (const TestGroup *g = extra_test_groups; *g != NULL; g++) {
+        run_group(*g, &wanted, &totals);
+    }
+    if (wanted.list) return 0;
     if (totals.passed + totals.failed + totals.skipped == 0) {
-        die(EXIT_USAGE, "no test name contains \"%s\"; ./test_gpt --list prints them", filter);
+        die(EXIT_USAGE, "no test name contains what --filter asks for; --list prints them");
     }
     printf("%d passed, %d failed", totals.passed, totals.failed);
     if (totals.skipped > 0) printf(", %d skipped", totals.skipped);

@@ -23,9 +23,9 @@
 #include "laser/sample.h"
 #include "laser/schedule.h"
 #include "laser/stop.h"
-#include "laser/version.h"
 
 enum { PATH_BYTES = 4096, MAX_SKIPPED_IN_ROW = 20, MAX_PEAK_MEASUREMENTS = 10 };
+enum { STEPS_UNDER_WAY = 2 };
 
 typedef struct Trainer {
     Config config;
@@ -48,6 +48,9 @@ typedef struct Trainer {
     double peak_flops;
     int peak_measured; /* times again */
     int64_t saved_step;
+    int64_t begun; /* steps handed to the backend; state.step of them are done */
+    float lr[2];   /* of steps under way, by begun & 1 */
+    double clock;  /* when the last step was done, or the first after a pause began */
 } Trainer;
 
 /* ---- opening ---- */
@@ -72,14 +75,15 @@ static LoaderOptions loader_options(const Trainer *t, const char *pattern, bool 
 
 static void split_step(Trainer *t) {
     Config *c = &t->config;
+    if (t->comm.world > 1 && !backend_memory_is_host())
+        die(EXIT_USAGE, "this build cannot sum gradients over processes on a GPU: start one");
     const int64_t micro = c->batch * t->comm.world;
     if (c->total_batch == AUTO) c->total_batch = micro * c->seq_len;
     t->step_sequences = c->total_batch / c->seq_len;
     if (t->step_sequences % micro)
         die(EXIT_USAGE,
             "--total-batch %" PRId64 " is %" PRId64 " sequences of %" PRId64
-            " tokens, not a multiple of "
-            "--batch %" PRId64 " x %d processes",
+            " tokens, not a multiple of --batch %" PRId64 " x %d processes",
             c->total_batch, t->step_sequences, c->seq_len, c->batch, t->comm.world);
     t->micro_steps = (int)(t->step_sequences / micro);
 }
@@ -115,8 +119,7 @@ static void open_data(Trainer *t) {
     if (info->vocab > 0 && c->vocab != AUTO && info->vocab != c->vocab && !c->vocab_given)
         die(EXIT_INPUT,
             "%s: the shards' vocabulary is %d, preset '%s' has %" PRId64
-            "; give --vocab %d to train the "
-            "preset's structure with it",
+            "; give --vocab %d to train the preset's structure with it",
             c->train, info->vocab, c->model, c->vocab, info->vocab);
     c->vocab = config_model(c, info->vocab).V;
     if (c->val[0]) {
@@ -141,20 +144,15 @@ static void open_data(Trainer *t) {
 static void open_model(Trainer *t) {
     const Config *c = &t->config;
     const ModelConfig shape = config_model(c, 0);
-    const BackendLimits limits = {
-        (int)c->batch, shape.T, shape.C, shape.F, shape.H, shape.HD, shape.V};
-    t->be = backend_open((int)c->threads, t->comm.local_rank);
-    plan_require_memory(&shape, (int)c->batch, t->comm.local_world, (int)c->threads);
+    const BackendLimits limits = model_limits(&shape, (int)c->batch);
+    const BackendOptions options = config_backend(c, t->comm.local_rank);
+    t->be = backend_open(&options);
+    plan_require_memory(t->be, &shape, (int)c->batch, t->comm.local_world, &options);
     backend_reserve(t->be, &limits);
     model_open(&t->model, t->be, &shape, (int)c->batch, true);
     optim_open(&t->optim, &t->model, c->decay_all != 0);
     t->val_state = (StepState *)backend_alloc(t->be, sizeof(StepState));
-    t->schedule.kind = (ScheduleKind)c->schedule;
-    t->schedule.peak = c->lr;
-    t->schedule.min_ratio = c->min_lr_ratio;
-    t->schedule.decay_fraction = c->decay_fraction;
-    t->schedule.warmup = c->warmup;
-    t->schedule.steps = c->steps;
+    t->schedule = optim_schedule(c);
     t->adam = optim_args(c);
 }
 
@@ -206,55 +204,31 @@ static void resume_or_init(Trainer *t) {
         t->state.data_fingerprint = loader_info(t->train)->fingerprint;
     }
     require_one_run(t);
-    loader_seek(t->train, t->state.step);
-}
-
-/* The {"kind":"run"} line: every option, resolved, and what they were applied to. */
-static Text run_line(const Trainer *t) {
-    const LoaderInfo *data = loader_info(t->train);
-    const ModelConfig *m = &t->model.config;
-    char device[256];
-    Text line = {NULL, 0, 0};
-    backend_describe(t->be, device, sizeof device);
-    text_add(&line, "{\"kind\":\"run\",%.*s", (int)strlen(t->config_json) - 2, t->config_json + 1);
-    text_add(&line, ",\"attention\":\"%s\",\"backend\":\"%s\",\"precision\":\"%s\"",
-        backend_attention(), backend_name(), backend_precision());
-    text_add(&line, ",\"parameters\":%" PRId64 ",\"parameters_bare\":%" PRId64, model_parameters(m),
-        model_parameters_bare(m));
-    text_add(&line, ",\"flops_per_token\":%.6g,\"peak_flops\":%.6g,\"processes\":%d",
-        model_flops_per_token(m, m->T), t->peak_flops, t->comm.world);
-    text_add(&line, ",\"data_tokens\":%" PRId64 ",\"data_fingerprint\":\"%016" PRIx64 "\"",
-        data->tokens, data->fingerprint);
-    text_add(&line, ",\"version\":\"%s\",\"revision\":\"%s\",\"started\":%.3f", LASER_VERSION,
-        laser_revision(), wall_seconds());
-    text_add(&line, ",\"device\":");
-    text_add_json_string(&line, device);
-    text_add(&line, ",\"command_line\":");
-    text_add_json_string(&line, t->config.command_line);
-    text_add(&line, "}");
-    return line;
+    t->begun = t->state.step;
+    loader_seek(t->train, t->begun);
 }
 
 static void open_log(Trainer *t) {
     const Config *c = &t->config;
     if (t->comm.rank != 0) return;
-    char path[PATH_BYTES];
-    Text line = run_line(t);
+    char path[PATH_BYTES], device[256];
+    const LoaderInfo *data = loader_info(t->train);
+    const ModelConfig *m = &t->model.config;
+    backend_describe(t->be, device, sizeof device);
+    const RunFacts facts = {c, t->config_json, m, device, t->peak_flops, t->comm.world,
+        data->tokens, data->fingerprint};
+    Text line = rundir_line(&facts);
     if (c->out[0]) {
         format(path, sizeof path, "%s/config.json", c->out);
         file_write_atomic(path, line.data, line.size);
     }
     /* saved_step is -1 where nothing was resumed: step 0 is validated again, and logged once */
     t->log = runlog_open(c->out[0] ? c->out : NULL, line.data, t->saved_step, c->quiet != 0);
-    const ModelConfig *m = &t->model.config;
-    char device[256];
-    backend_describe(t->be, device, sizeof device);
     runlog_note(t->log,
         "%s attention, model %s: %.2f M parameters, sequence %d, %" PRId64 " tokens a step",
         backend_attention(), c->model, (double)model_parameters(m) / 1e6, m->T, c->total_batch);
     runlog_note(t->log, "%s: %.1f M tokens in %d shards; %s, %.1f GFLOP/s", c->train,
-        (double)loader_info(t->train)->tokens / 1e6, loader_info(t->train)->shards, device,
-        t->peak_flops / 1e9);
+        (double)data->tokens / 1e6, data->shards, device, t->peak_flops / 1e9);
     if (t->state.step > 0) {
         runlog_note(t->log, "resumed after step %" PRId64, t->state.step);
         runlog_event(t->log, t->state.step, "resumed", c->command_line);
@@ -269,22 +243,6 @@ static void reduce_gradients(Trainer *t) {
     comm_sum_double(&t->comm, &t->optim.state->loss_sum, 1);
 }
 
-static StepState train_step(Trainer *t) {
-    const Config *c = &t->config;
-    const int B = (int)c->batch, T = (int)c->seq_len;
-    const float grad_scale = 1.0f / (float)c->total_batch;
-    optim_begin(&t->optim, t->be);
-    for (int i = 0; i < t->micro_steps; i++) {
-        loader_next(t->train, t->inputs, t->targets);
-        model_forward(&t->model, t->inputs, B, T);
-        model_backward(&t->model, t->targets, B, T, grad_scale, i ? 1.0f : 0.0f, t->optim.state);
-    }
-    reduce_gradients(t);
-    t->adam.lr = (float)schedule_lr(&t->schedule, t->state.step);
-    optim_step(&t->optim, &t->model, &t->adam);
-    return optim_read(&t->optim, t->be);
-}
-
 /* A step faster than the peak says that the machine was busy when the peak was measured. */
 static double fraction_of_peak(Trainer *t, double tok_s) {
     const double flops = tok_s * model_flops_per_token(&t->model.config, (int)t->config.seq_len);
@@ -295,7 +253,7 @@ static double fraction_of_peak(Trainer *t, double tok_s) {
     return flops / (t->peak_flops * t->comm.world);
 }
 
-static void log_step(Trainer *t, const StepState *s, double seconds) {
+static void log_step(Trainer *t, const StepState *s, float lr, double seconds) {
     const Config *c = &t->config;
     StepRecord r;
     memset(&r, 0, sizeof r);
@@ -304,7 +262,7 @@ static void log_step(Trainer *t, const StepState *s, double seconds) {
     r.tokens = t->state.tokens;
     r.loss = s->loss_sum / (double)c->total_batch;
     r.grad_norm = sqrt(s->grad_sumsq);
-    r.lr = (double)t->adam.lr;
+    r.lr = (double)lr;
     r.step_ms = 1e3 * seconds;
     r.tok_s = (double)c->total_batch / seconds;
     r.mfu = fraction_of_peak(t, r.tok_s);
@@ -342,15 +300,53 @@ static void count_skipped(Trainer *t, const StepState *s) {
     exit(EXIT_DIVERGED);
 }
 
-static void take_step(Trainer *t) {
-    const double start = now_seconds();
-    StepState s = train_step(t);
-    const double seconds = now_seconds() - start;
+/* Waits for the oldest step under way. */
+static void finish_step(Trainer *t) {
+    const int slot = (int)(t->state.step & 1);
+    const StepState s = optim_read_end(&t->optim, t->be, slot);
+    const double now = now_seconds(), seconds = now - t->clock;
+    t->clock = now;
     t->state.step++;
     t->state.tokens += t->config.total_batch;
     t->state.train_seconds += seconds;
-    log_step(t, &s, seconds);
+    log_step(t, &s, t->lr[slot], seconds);
     count_skipped(t, &s);
+}
+
+/* Finishes the steps that are done, and waits for more of them while over `most` are under way. */
+static void finish_steps(Trainer *t, int64_t most) {
+    while (t->begun > t->state.step &&
+           (t->begun - t->state.step > most ||
+               optim_read_ready(&t->optim, t->be, (int)(t->state.step & 1))))
+        finish_step(t);
+}
+
+/* Hands one step to the backend and does not wait for it. */
+static void begin_step(Trainer *t) {
+    const Config *c = &t->config;
+    const int B = (int)c->batch, T = (int)c->seq_len, slot = (int)(t->begun & 1);
+    const float grad_scale = 1.0f / (float)c->total_batch;
+    if (t->begun == t->state.step) t->clock = now_seconds();
+    optim_begin(&t->optim, t->be);
+    for (int i = 0; i < t->micro_steps; i++) {
+        loader_next(t->train, t->inputs, t->targets);
+        model_forward(&t->model, t->inputs, B, T);
+        model_backward(&t->model, t->targets, B, T, grad_scale, i ? 1.0f : 0.0f, t->optim.state);
+        finish_steps(t, STEPS_UNDER_WAY);
+    }
+    reduce_gradients(t);
+    t->lr[slot] = t->adam.lr = (float)schedule_lr(&t->schedule, t->begun);
+    optim_step(&t->optim, &t->model, &t->adam);
+    optim_read_begin(&t->optim, t->be, slot);
+    t->begun++;
+}
+
+/* The backend always has a step to work on while the next is prepared: what a step gave is known,
+ * logged and counted at the latest when the next but one begins. */
+static void take_step(Trainer *t) {
+    finish_steps(t, STEPS_UNDER_WAY - 1);
+    begin_step(t);
+    finish_steps(t, STEPS_UNDER_WAY);
 }
 
 /* ---- validation, samples ---- */
@@ -396,7 +392,7 @@ static void validate(Trainer *t) {
 
 static void sample(Trainer *t) {
     const Config *c = &t->config;
-    if (!c->sample_every || t->state.step % c->sample_every || !t->log) return;
+    if (!t->log) return;
     int32_t *tokens = (int32_t *)xcalloc((size_t)c->sample_tokens, sizeof *tokens);
     const int32_t eos = loader_info(t->train)->eos;
     const int n = sample_tokens(&t->model, tokens, (int)c->sample_tokens, eos >= 0 ? eos : 0, eos,
@@ -422,6 +418,10 @@ static int signalled(const Trainer *t) { /* agreed by all processes: each gets i
     return number;
 }
 
+static bool every(int64_t step, int64_t period) {
+    return period && step % period == 0;
+}
+
 /* Returns the exit status. */
 static int run(Trainer *t) {
     const Config *c = &t->config;
@@ -432,17 +432,21 @@ static int run(Trainer *t) {
         return 0;
     }
     if (first == 0) validate(t);
-    while (t->state.step < c->steps) {
+    while (t->begun < c->steps) {
         take_step(t);
-        const int64_t step = t->state.step;
-        const bool last = step == c->steps;
-        if (last || (c->val_every && step % c->val_every == 0)) validate(t);
-        sample(t);
-        const int number = signalled(t);
-        const bool stop = number || (c->stop_after && step - first >= c->stop_after);
+        const int64_t step = t->begun;
+        const bool last = step == c->steps, val = last || every(step, c->val_every);
+        const bool text = every(step, c->sample_every), due = every(step, c->save_every);
+        bool stop = c->stop_after && step - first >= c->stop_after;
+        int number = signalled(t);
+        if (!val && !text && !due && !stop && !number) continue;
+        finish_steps(t, 0);
+        if (val) validate(t);
+        if (text) sample(t);
+        number = number ? number : signalled(t);
+        stop = stop || number;
         /* not while steps are skipped: the checkpoints from before are what a user will want */
-        const bool due = c->save_every && step % c->save_every == 0 && !t->state.skipped_in_row;
-        if (last || stop || due) save(t);
+        if (last || stop || (due && !t->state.skipped_in_row)) save(t);
         if (!stop || last) continue;
         if (t->log)
             runlog_event(t->log, step, "stopped", number ? strsignal(number) : "--stop-after");
@@ -477,7 +481,8 @@ int main(int argc, char **argv) {
     config_parse(&t.config, argc, argv);
     if (t.config.plan) {
         ModelConfig shape = config_model(&t.config, 0);
-        if (t.comm.rank == 0) plan_print(&t.config, &shape, t.comm.world, (int)t.config.threads);
+        const BackendOptions options = config_backend(&t.config, t.comm.local_rank);
+        if (t.comm.rank == 0) plan_print(&t.config, &shape, t.comm.world, &options);
         free(t.config.command_line);
         comm_close(&t.comm);
         return 0;

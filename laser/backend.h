@@ -7,7 +7,8 @@
  * row-major, in backend memory. N counts tokens (B*T). Gradients of parameters are "beta" outputs:
  * g = beta * g + new, beta 0 or 1, and with beta 0 the old content is not read. Gradients of
  * activations are written, except where "+=" is said. Operations on one backend run in the order of
- * the calls; results are the same bits every time. */
+ * the calls; results are the same bits every time. An operation may return before it has run: what
+ * reads its result through backend_download or backend_read_end waits for it. */
 #ifndef LASER_BACKEND_H
 #define LASER_BACKEND_H
 
@@ -31,15 +32,31 @@ typedef struct Backend Backend;
 
 /* ---- machine ---- */
 
+typedef enum AttnCore { ATTN_CORE_AUTO, ATTN_CORE_GEMM, ATTN_CORE_CUDNN } AttnCore;
+
+/* How to run; what is computed is the same but for rounding. A CPU looks at threads alone. */
+typedef struct BackendOptions {
+    int threads;            /* of the CPU; 0: all cores */
+    int local_rank;         /* which GPU */
+    AttnCore attn_core;     /* AUTO: the backend chooses by shape and architecture */
+    bool tf32;              /* fp32 products in TF32 */
+    bool untuned;           /* matrix products by the library's first choice, not by timing */
+    const char *tune_cache; /* file for what the timings chose; NULL or "": none is kept */
+    size_t logits_budget;   /* bytes that logits may take at once; 0: the backend's choice */
+    size_t attn_budget;     /* the same for an attention core's scores */
+} BackendOptions;
+
 /* The largest shapes that the operations will see: scratch is taken once, from these. */
 typedef struct BackendLimits {
     int B, T;  /* sequences in a micro-step, tokens in a sequence */
     int C, F;  /* model width, MLP hidden size */
     int H, HD; /* heads, head size */
-    int V;     /* vocabulary (unpadded) */
+    int V;     /* vocabulary, the padding included where there is some */
+    bool capped; /* attention scores have a soft cap */
 } BackendLimits;
 
-Backend *backend_open(int threads /* 0: all cores */, int local_rank);
+/* Dies with EXIT_IO where the device or its driver is missing or too old, saying which. */
+Backend *backend_open(const BackendOptions *options);
 void backend_close(Backend *be);
 const char *backend_name(void);      /* "cpu", "cuda", "emu" */
 const char *backend_attention(void); /* "laser", "standard" */
@@ -50,17 +67,37 @@ void backend_describe(
  * of this build's own matrix product, measured in 0.3 s, the best of all calls so far. */
 double backend_peak_flops(Backend *be);
 
-size_t backend_scratch_bytes(const BackendLimits *limits, int threads);
+/* Scratch that backend_reserve will take, a pure function of its arguments (and of the device's
+ * architecture where there is one). */
+size_t backend_scratch_bytes(const BackendLimits *limits, const BackendOptions *options);
+/* Bytes of the device that the context and the libraries hold, 0 on a CPU; an estimate while no
+ * backend is open. */
+size_t backend_overhead_bytes(const Backend *be /* or NULL */);
+/* Bytes that one of `processes` on this machine may still take, for everything. */
+size_t backend_memory_limit(const Backend *be, int processes);
 void backend_reserve(Backend *be, const BackendLimits *limits); /* takes the scratch; call once */
 
 void *backend_alloc(Backend *be, size_t bytes); /* 64-byte aligned, zeroed; dies with the size */
 void backend_free(Backend *be, void *p);
 void backend_upload(Backend *be, void *dst, const void *host, size_t bytes);
+/* The same without waiting, for a batch of at most B*T int32 of the limits; host may be changed at
+ * once. Operations called later see the new content, earlier ones the old. */
+void backend_send(Backend *be, int32_t *dst, const int32_t *host, size_t count);
 void backend_download(Backend *be, void *host, const void *src, size_t bytes);
 void backend_zero(Backend *be, void *p, size_t bytes);
 /* float on the host <-> act_t in backend memory */
 void backend_upload_act(Backend *be, act_t *dst, const float *host, size_t n);
 void backend_download_act(Backend *be, float *host, const act_t *src, size_t n);
+/* Reads back without waiting: begin marks the place in the order of operations, end waits until
+ * the work before it is done and gives the content that src had then. ready: end would not wait.
+ * Slots are independent; a slot holds one read at a time. */
+enum { BACKEND_READ_SLOTS = 4, BACKEND_READ_BYTES = 256 };
+void backend_read_begin(Backend *be, int slot, const void *src, size_t bytes);
+bool backend_read_ready(Backend *be, int slot);
+void backend_read_end(Backend *be, int slot, void *host);
+void backend_synchronize(Backend *be); /* waits for all operations */
+/* True where host code may read and write backend memory. */
+bool backend_memory_is_host(void);
 /* Calls to backend_alloc so far; the second training step must not raise it. */
 int64_t backend_allocations(const Backend *be);
 
@@ -143,8 +180,10 @@ void op_rope(
 
 typedef struct ClassifierArgs {
     int N, C, V;
-    const act_t *w;    /* (V, C) */
-    const act_t *bias; /* (V) or NULL */
+    int Vp;         /* rows that w, bias and their gradients hold, at least V: those from V on are
+                       0, receive no probability and a gradient of 0, or none */
+    const act_t *w; /* (Vp, C) */
+    const act_t *bias; /* (Vp) or NULL */
     float softcap;     /* 0: off */
 } ClassifierArgs;
 
@@ -152,9 +191,9 @@ typedef struct ClassifierArgs {
 void op_classifier_loss(Backend *be, float *losses /* (N) */, const act_t *x /* (N, C) */,
     const int32_t *targets /* (N) */, const ClassifierArgs *a);
 /* The same, and the gradients of grad_scale * sum(losses): dx written; dw, dbias beta outputs. */
-void op_classifier_train(Backend *be, float *losses, act_t *dx /* (N, C) */, float *dw /* (V, C) */,
-    float *dbias /* (V) or NULL */, float beta, float grad_scale, const act_t *x,
-    const int32_t *targets, const ClassifierArgs *a);
+void op_classifier_train(Backend *be, float *losses, act_t *dx /* (N, C) */,
+    float *dw /* (Vp, C) */, float *dbias /* (Vp) or NULL */, float beta, float grad_scale,
+    const act_t *x, const int32_t *targets, const ClassifierArgs *a);
 void op_classifier_logits(
     Backend *be, float *logits /* (N, V) */, const act_t *x, const ClassifierArgs *a);
 
@@ -187,12 +226,23 @@ typedef struct AdamArgs {
     float update_clip; /* per range: u /= max(1, rms(u) / update_clip), before decay; 0: off */
 } AdamArgs;
 
+/* Parameter-shaped arenas and the tensors in them, all in backend memory. */
+typedef struct OptTensors {
+    act_t *params;
+    float *master, *m, *v; /* params and master may be the same array (fp32) */
+    const float *grads;
+    const OptRange *ranges; /* (count) ascending, apart from each other */
+    int count;
+    double *work;    /* (count, OPT_WORK) */
+    size_t elements; /* of each arena */
+} OptTensors;
+enum { OPT_WORK = 64 };
+
 /* AdamW (Loshchilov & Hutter, decay scaled by the schedule): g = grads * clip;  m, v as usual,
  * bias-corrected with t = s->updates;  u = mhat / (sqrt(vhat) + eps), 0 where v is 0;  master -= lr
- * * (u + wd * decay * (master - center)). params = master rounded; params and master may be the
- * same array (fp32). Nothing happens when s->skipped. */
-void op_adamw(Backend *be, act_t *params, float *master, float *m, float *v, const float *grads,
-    const OptRange *ranges, int count, const AdamArgs *a, const StepState *s);
+ * * (u + wd * decay * (master - center)). params = master rounded. Nothing happens when
+ * s->skipped. */
+void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, const StepState *s);
 
 #ifdef __cplusplus
 }

@@ -82,7 +82,7 @@ void model_backward(
     ClassifierArgs head = pass_classifier(m, N);
     act_t *dlnf = m->dbuf2;
 
-    backend_upload(m->be, m->targets, targets, (size_t)N * sizeof *targets);
+    backend_send(m->be, m->targets, targets, (size_t)N);
     op_classifier_train(m->be, m->losses, dlnf, grad(m, P_wte, -1), grad(m, P_headb, -1), beta,
         grad_scale, m->lnf, m->targets, &head);
     op_loss_add(m->be, s, m->losses, (size_t)N);

@@ -39,6 +39,7 @@ typedef struct Row {
 static const Row table[] = {
     CONFIG_TABLE(GROUP_ROW, TEXT_ROW, INT_ROW, REAL_ROW, FLAG_ROW, ENUM_ROW)};
 enum { ROWS = sizeof table / sizeof table[0] };
+#define TUNE_FILE "matrix_products"
 
 static const Preset presets[] = {
     /* the paper's sizes; caps as its framework has them by default */
@@ -266,12 +267,25 @@ static void check(const Config *c) {
             c->resume);
 }
 
+/* A user without a home directory has no file: timing again costs seconds, no result. */
+static void resolve_tune_cache(Config *c) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (strcmp(c->tune_cache, "none") == 0) return;
+    if (c->tune_cache[0])
+        format(c->tune_path, sizeof c->tune_path, "%s", c->tune_cache);
+    else if (cache && cache[0] == '/')
+        format(c->tune_path, sizeof c->tune_path, "%s/laser.c/" TUNE_FILE, cache);
+    else if (home && home[0] == '/')
+        format(c->tune_path, sizeof c->tune_path, "%s/.cache/laser.c/" TUNE_FILE, home);
+}
+
 void config_parse(Config *c, int argc, char **argv) {
     memset(c, 0, sizeof *c);
     for (int i = 0; i < ROWS; i++) set_default(c, &table[i]);
     for (int i = 1; i < argc;) i = parse_one(c, argc, argv, i);
     apply_preset(c);
     check(c);
+    resolve_tune_cache(c);
     size_t bytes = 1;
     for (int i = 0; i < argc; i++) bytes += strlen(argv[i]) + 1;
     c->command_line = (char *)xcalloc(bytes, 1);
@@ -351,6 +365,15 @@ ModelConfig config_model(const Config *c, int32_t vocab) {
         .logit_cap = (float)c->logit_cap,
     };
     return m;
+}
+
+BackendOptions config_backend(const Config *c, int local_rank) {
+    return (BackendOptions){.threads = (int)c->threads,
+        .local_rank = local_rank,
+        .attn_core = (AttnCore)c->attn_core,
+        .tf32 = c->tf32 != 0,
+        .untuned = c->tune == 0,
+        .tune_cache = c->tune_path};
 }
 
 /* The value as text, as --help and messages show it. */

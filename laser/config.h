@@ -121,6 +121,14 @@ enum { AUTO = -1 };
         "save and stop after this many steps of this call; 0: off")                                \
     GROUP("Machine")                                                                               \
     INT(threads, "threads", 0, 0, 4096, FREE, "CPU threads; 0: one per core")                      \
+    ENUM(attn_core, "attn-core", "auto", "auto|gemm|cudnn", FREE,                                  \
+        "how attention is computed (GPU only)")                                                    \
+    FLAG(tf32, "tf32", 0, NOTED, "fp32 matrix products in TF32 (GPU only)")                        \
+    FLAG(tune, "tune", 1, FREE,                                                                    \
+        "time the library's matrix products and take the fastest; off: the same bits at every "    \
+        "start (GPU only)")                                                                        \
+    TEXT(tune_cache, "tune-cache", "", FREE, "FILE|none",                                          \
+        "keeps what was timed (default: a file in the user's cache directory; GPU only)")          \
     FLAG(prefetch, "prefetch", 1, FREE, "a thread prepares the next batch")                        \
     FLAG(verify_data, "verify-data", 1, FREE,                                                      \
         "read all shards and compare their checksums before training")                             \
@@ -139,6 +147,7 @@ typedef struct Config {
 #undef REAL_FIELD
     bool vocab_given; /* --vocab was on the command line */
     char *command_line;
+    char tune_path[4096]; /* of --tune-cache, resolved; empty: no file */
 } Config;
 
 /* Parses, fills in the preset, checks ranges and combinations; dies with EXIT_USAGE naming the
@@ -150,6 +159,9 @@ void config_help(FILE *out);
 /* The model that the options describe. vocab: as recorded in the data, used where --vocab and the
  * preset leave it open. */
 ModelConfig config_model(const Config *c, int32_t vocab);
+
+/* How the options say to run. Points into c. */
+BackendOptions config_backend(const Config *c, int local_rank);
 
 /* One JSON object with every option, resolved, malloced: {"train":"...","seq_len":256,...}. */
 char *config_json(const Config *c);

@@ -61,6 +61,7 @@ ClassifierArgs pass_classifier(const Model *m, int N) {
     ClassifierArgs a = {.N = N,
         .C = m->config.C,
         .V = m->config.V,
+        .Vp = m->config.Vp,
         .w = param_act(&m->table, m->params, P_wte, -1),
         .bias = param_act(&m->table, m->params, P_headb, -1),
         .softcap = m->config.logit_cap};
@@ -110,7 +111,7 @@ void model_forward(Model *m, const int32_t *tokens, int B, int T) {
     const act_t *pos = c->pos == POS_LEARNED ? param_act(&m->table, m->params, P_wpe, -1) : m->pos;
     NormArgs lnf = pass_norm(m, N, P_lnfw, P_lnfb, -1, m->lnf_mean, m->lnf_rstd);
 
-    backend_upload(m->be, m->tokens, tokens, (size_t)N * sizeof *tokens);
+    backend_send(m->be, m->tokens, tokens, (size_t)N);
     op_embed_fwd(m->be, m->layer[0].x, m->tokens, param_act(&m->table, m->params, P_wte, -1), pos,
         pass_embed_scale(c), shape);
     for (int layer = 0; layer < c->L; layer++) {
@@ -127,7 +128,7 @@ float pass_embed_scale(const ModelConfig *c) {
 void model_loss(Model *m, const int32_t *targets, int B, int T, StepState *s) {
     const int N = B * T;
     ClassifierArgs head = pass_classifier(m, N);
-    backend_upload(m->be, m->targets, targets, (size_t)N * sizeof *targets);
+    backend_send(m->be, m->targets, targets, (size_t)N);
     op_classifier_loss(m->be, m->losses, m->lnf, m->targets, &head);
     op_loss_add(m->be, s, m->losses, (size_t)N);
 }

@@ -221,21 +221,33 @@ static void plan_activations(Model *m, bool training) {
     ARENA_ADD(a, m->dbuf2, N * (C > A ? C : A));
 }
 
-void model_plan(const ModelConfig *c, int B, int threads, MemoryPlan *out) {
+BackendLimits model_limits(const ModelConfig *c, int B) {
+    return (BackendLimits){.B = B,
+        .T = c->T,
+        .C = c->C,
+        .F = c->F,
+        .H = c->H,
+        .HD = c->HD,
+        .V = c->Vp,
+        .capped = c->attn_cap > 0};
+}
+
+void model_plan(const ModelConfig *c, int B, const BackendOptions *options, MemoryPlan *out) {
     Model m = {.config = *c, .B = B};
     m.layer = (LayerActs *)xcalloc((size_t)c->L, sizeof *m.layer);
     plan_activations(&m, true);
     param_table_build(&m.table, c);
     const size_t n = m.table.elements;
-    const BackendLimits limits = {B, c->T, c->C, c->F, c->H, c->HD, c->V};
+    const BackendLimits limits = model_limits(c, B);
     *out = (MemoryPlan){.weights = n * sizeof(act_t),
         .master = sizeof(act_t) == sizeof(float) ? 0 : n * sizeof(float),
         .gradients = n * sizeof(float),
         .optimizer = 2 * n * sizeof(float),
         .activations = m.acts_plan.bytes,
-        .scratch = backend_scratch_bytes(&limits, threads)};
+        .scratch = backend_scratch_bytes(&limits, options),
+        .overhead = backend_overhead_bytes(NULL)};
     out->total = out->weights + out->master + out->gradients + out->optimizer + out->activations +
-                 out->scratch;
+                 out->scratch + out->overhead;
     param_table_free(&m.table);
     arena_free(&m.acts_plan);
     free(m.layer);
@@ -280,8 +292,12 @@ void model_open(Model *m, Backend *be, const ModelConfig *c, int B, bool trainin
     if (m->pos) upload_sinusoids(m);
 }
 
+static bool params_are_master(const Model *m) {
+    return (void *)m->master == (void *)m->params;
+}
+
 void model_close(Model *m) {
-    if ((void *)m->master != (void *)m->params) backend_free(m->be, m->master);
+    if (!params_are_master(m)) backend_free(m->be, m->master);
     backend_free(m->be, m->params);
     backend_free(m->be, m->grads);
     backend_free(m->be, m->acts_block);
@@ -335,25 +351,32 @@ static void init_tensor(const ModelConfig *c, const ParamInfo *p, uint64_t seed,
     }
 }
 
-void model_init(Model *m, uint64_t seed) {
+static size_t largest_tensor(const Model *m) {
     size_t most = 0;
     for (int i = 0; i < m->table.count; i++)
         if (m->table.rows[i].count > most) most = m->table.rows[i].count;
-    float *host = (float *)xcalloc(most, sizeof *host);
+    return most;
+}
+
+void model_init(Model *m, uint64_t seed) {
+    float *host = (float *)xcalloc(largest_tensor(m), sizeof *host);
     for (int i = 0; i < m->table.count; i++) {
         const ParamInfo *p = &m->table.rows[i];
         init_tensor(&m->config, p, seed, host);
         backend_upload(m->be, m->master + p->offset, host, p->count * sizeof *host);
+        if (!params_are_master(m)) backend_upload_act(m->be, m->params + p->offset, host, p->count);
     }
     free(host);
-    model_sync_params(m);
 }
 
+/* By tensor: all of a large model would double what it takes of the host. */
 void model_sync_params(Model *m) {
-    if ((void *)m->master == (void *)m->params) return;
-    const size_t n = m->table.elements;
-    float *host = (float *)xcalloc(n, sizeof *host);
-    backend_download(m->be, host, m->master, n * sizeof *host);
-    backend_upload_act(m->be, m->params, host, n);
+    if (params_are_master(m)) return;
+    float *host = (float *)xcalloc(largest_tensor(m), sizeof *host);
+    for (int i = 0; i < m->table.count; i++) {
+        const ParamInfo *p = &m->table.rows[i];
+        backend_download(m->be, host, m->master + p->offset, p->count * sizeof *host);
+        backend_upload_act(m->be, m->params + p->offset, host, p->count);
+    }
     free(host);
 }

@@ -100,10 +100,14 @@ typedef struct Model {
 
 /* Bytes by category, without allocating. */
 typedef struct MemoryPlan {
-    size_t weights, master, gradients, optimizer, activations, scratch, total;
+    size_t weights, master, gradients, optimizer, activations, scratch;
+    size_t overhead; /* what the backend's context and libraries hold */
+    size_t total;
 } MemoryPlan;
 
-void model_plan(const ModelConfig *c, int B, int threads, MemoryPlan *out);
+void model_plan(const ModelConfig *c, int B, const BackendOptions *options, MemoryPlan *out);
+/* What B sequences of this model ask of a backend. */
+BackendLimits model_limits(const ModelConfig *c, int B);
 int64_t model_parameters(const ModelConfig *c);      /* all, without vocabulary padding */
 int64_t model_parameters_bare(const ModelConfig *c); /* matrices and embedding only */
 /* Training FLOPs a token: 6 * (bare parameters) + causal attention, 6 * L * H*HD * T (half of the

@@ -2,10 +2,10 @@
 #include "laser/plan.h"
 
 #include <inttypes.h>
-#include <unistd.h>
 
 #include "laser/base.h"
 #include "laser/checkpoint.h"
+#include "laser/json.h"
 
 static void print_size(const char *what, double bytes) {
     if (bytes < 1e9)
@@ -25,9 +25,9 @@ static void print_parameters(const ModelConfig *m) {
         (double)all / 1e6);
 }
 
-void plan_print(const Config *c, const ModelConfig *m, int world, int threads) {
+void plan_print(const Config *c, const ModelConfig *m, int world, const BackendOptions *options) {
     MemoryPlan p;
-    model_plan(m, (int)c->batch, threads, &p);
+    model_plan(m, (int)c->batch, options, &p);
     print_parameters(m);
     printf("\nMemory per process (%s, batch %d x %d tokens)\n", backend_precision(), (int)c->batch,
         m->T);
@@ -37,6 +37,7 @@ void plan_print(const Config *c, const ModelConfig *m, int world, int threads) {
     print_size("optimizer (two moments)", (double)p.optimizer);
     print_size("activations", (double)p.activations);
     print_size("scratch", (double)p.scratch);
+    if (p.overhead) print_size("context and libraries", (double)p.overhead);
     print_size("total", (double)p.total);
 
     const double checkpoint = (double)checkpoint_bytes(m);
@@ -55,22 +56,59 @@ void plan_print(const Config *c, const ModelConfig *m, int world, int threads) {
         printf("  %-34s %12s  (give --steps)\n", "the run", "-");
 }
 
-void plan_require_memory(const ModelConfig *m, int batch, int processes_here, int threads) {
+/* ---- does it fit ---- */
+
+static double gib(size_t bytes) {
+    return (double)bytes / 1073741824.0;
+}
+
+typedef struct Fit {
+    const Backend *be;
+    const BackendOptions *options;
+    size_t have; /* bytes */
+} Fit;
+
+/* Bytes of the whole run. Once a backend is open, it knows what it holds. */
+static size_t need(const Fit *f, const ModelConfig *m, int batch, Recompute recompute) {
     MemoryPlan p;
-    const double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    model_plan(m, batch, threads, &p);
-    if ((double)p.total * processes_here <= 0.95 * have) return;
-    const int full = batch;
-    while (batch > 1 && (double)p.total * processes_here > 0.95 * have)
-        model_plan(m, batch /= 2, threads, &p);
-    const double need = (double)p.total * processes_here / 1073741824.0;
-    if (need <= 0.95 * have / 1073741824.0)
+    ModelConfig other = *m;
+    other.recompute = recompute;
+    model_plan(&other, batch, f->options, &p);
+    return p.total - p.overhead + backend_overhead_bytes(f->be);
+}
+
+/* "--batch 4 (3.1 GiB)", "--recompute light (3.4 GiB)", ...: each alone is enough. */
+static void add_remedies(Text *t, const Fit *f, const ModelConfig *m, int batch) {
+    static const char *const names[] = {"none", "light", "block"};
+    int fewer = batch / 2;
+    while (fewer > 0 && need(f, m, fewer, m->recompute) > f->have) fewer /= 2;
+    if (fewer > 0)
+        text_add(t, "--batch %d (%.1f GiB)", fewer, gib(need(f, m, fewer, m->recompute)));
+    for (int r = (int)m->recompute + 1; r <= RECOMPUTE_BLOCK; r++) {
+        const size_t bytes = need(f, m, batch, (Recompute)r);
+        if (bytes > f->have) continue;
+        text_add(
+            t, "%s--recompute %s (%.1f GiB)", t->size ? ", or with " : "", names[r], gib(bytes));
+    }
+    if (t->size) return;
+    const size_t least = need(f, m, 1, RECOMPUTE_BLOCK);
+    if (least <= f->have) text_add(t, "--batch 1 --recompute block (%.1f GiB)", gib(least));
+}
+
+void plan_require_memory(const Backend *be, const ModelConfig *m, int batch, int processes_here,
+    const BackendOptions *options) {
+    const Fit f = {be, options, backend_memory_limit(be, processes_here)};
+    const size_t bytes = need(&f, m, batch, m->recompute);
+    if (bytes <= f.have) return;
+    Text remedies = {NULL, 0, 0};
+    add_remedies(&remedies, &f, m, batch);
+    if (remedies.size)
         die(EXIT_IO,
-            "this run does not fit into memory (%.1f GiB). With --batch %d instead of %d it needs "
-            "%.1f GiB",
-            have / 1073741824.0, batch, full, need);
+            "this run does not fit into memory: a process needs %.1f GiB and may take %.1f GiB. "
+            "It fits with %s",
+            gib(bytes), gib(f.have), remedies.data);
     die(EXIT_IO,
-        "this model needs %.1f GiB even with --batch 1, this machine has %.1f GiB: choose a "
-        "smaller --model",
-        need, have / 1073741824.0);
+        "this model needs %.1f GiB even with --batch 1 --recompute block, a process may take %.1f "
+        "GiB: choose a smaller --model",
+        gib(need(&f, m, 1, RECOMPUTE_BLOCK)), gib(f.have));
 }

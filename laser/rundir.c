@@ -3,12 +3,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 
 #include "laser/base.h"
 #include "laser/checkpoint.h"
+#include "laser/version.h"
 
 enum { PATH_BYTES = 4096 };
 
@@ -75,4 +77,26 @@ void rundir_find_start(const Config *c, const char *checkpoints, char *start, si
     }
     if (found) format(start, capacity, "%s", found);
     free(found);
+}
+
+Text rundir_line(const RunFacts *f) {
+    const ModelConfig *m = f->model;
+    Text line = {NULL, 0, 0};
+    text_add(&line, "{\"kind\":\"run\",%.*s", (int)strlen(f->config_json) - 2, f->config_json + 1);
+    text_add(&line, ",\"attention\":\"%s\",\"backend\":\"%s\",\"precision\":\"%s\"",
+        backend_attention(), backend_name(), backend_precision());
+    text_add(&line, ",\"parameters\":%" PRId64 ",\"parameters_bare\":%" PRId64, model_parameters(m),
+        model_parameters_bare(m));
+    text_add(&line, ",\"flops_per_token\":%.6g,\"peak_flops\":%.6g,\"processes\":%d",
+        model_flops_per_token(m, m->T), f->peak_flops, f->processes);
+    text_add(&line, ",\"data_tokens\":%" PRId64 ",\"data_fingerprint\":\"%016" PRIx64 "\"",
+        f->data_tokens, f->data_fingerprint);
+    text_add(&line, ",\"version\":\"%s\",\"revision\":\"%s\",\"started\":%.3f", LASER_VERSION,
+        laser_revision(), wall_seconds());
+    text_add(&line, ",\"device\":");
+    text_add_json_string(&line, f->device);
+    text_add(&line, ",\"command_line\":");
+    text_add_json_string(&line, f->config->command_line);
+    text_add(&line, "}");
+    return line;
 }

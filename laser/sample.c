@@ -1,5 +1,6 @@
-/* sample.c: text from the model while it trains. The whole prefix is computed again for each token.
- */
+/* sample.c: text from the model while it trains. The whole prefix is computed again for each token,
+ * in lengths that are multiples of 32: later tokens change nothing before them, and a GPU sees few
+ * shapes. */
 #include "laser/sample.h"
 
 #include <math.h>
@@ -7,6 +8,8 @@
 
 #include "laser/base.h"
 #include "laser/rng.h"
+
+enum { LENGTH_STEP = 32 };
 
 /* Inverse of the cumulative distribution at coin * total; the largest logit is subtracted first. */
 static int32_t draw(const float *logits, int V, double coin) {
@@ -30,7 +33,8 @@ int sample_tokens(Model *m, int32_t *tokens, int count, int32_t first, int32_t e
     int n = 0;
     context[0] = first;
     while (n < count && n + 1 < c->T) {
-        model_forward(m, context, 1, n + 1);
+        const int length = (n / LENGTH_STEP + 1) * LENGTH_STEP;
+        model_forward(m, context, 1, length < c->T ? length : c->T);
         model_logits(m, logits, n, 1);
         tokens[n] = draw(logits, c->V, rng_uniform(seed, RNG_SAMPLE, (uint64_t)n));
         if (tokens[n] == eos) break;

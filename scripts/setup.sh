@@ -1,16 +1,19 @@
 #!/bin/sh
 # setup.sh: installs what is missing, one line for each thing, and nothing where all is there.
-#   scripts/setup.sh [build] [quickstart] [test] [reference]      (no group: build)
+#   scripts/setup.sh [build] [quickstart] [test] [gpu] [reference]      (no group: build)
 # Packages come from Debian or Ubuntu with apt-get; where there is no apt or no permission, they are
-# named and the exit code is 1. Python packages go to build/venv.
+# named and the exit code is 1. Python packages go to build/venv. The CUDA toolkit is only named.
 set -eu
 
 usage() {
     cat <<'END'
 Usage: setup.sh [GROUP]...       installs what is missing (default: build)
-  build       C compiler, make, OpenMPI, cJSON
+  build       C compiler, make, OpenMPI, cJSON (BACKEND=cpu)
   quickstart  what the vocabulary and the text need, and numpy and matplotlib for the plots
-  test        as quickstart, and what reads our files back: safetensors, tensorboard
+  test        as quickstart, and what reads our files back: safetensors, tensorboard (also with
+              BACKEND=emu)
+  gpu         as build, and for BACKEND=cuda: C++ compiler, the headers of cudnn_frontend; says
+              what is missing of the CUDA toolkit, which it does not install
   reference   PyTorch, for dev/ref/model_ref.py and the comparison in dev/bench
 Exit status: 0 all is there, 1 something cannot be installed, 2 wrong usage.
 END
@@ -21,6 +24,8 @@ missing=""   # Debian packages
 why=""       # what stands for each, for people without apt
 venv=build/venv
 wheels=""    # Python packages
+headers=""   # Python packages of which headers alone are used: without what they depend on
+toolkit=""   # what is missing of the CUDA toolkit
 
 need() { # PACKAGE DESCRIPTION CHECK...: the package is missing when the check fails
     package=$1 description=$2
@@ -44,13 +49,15 @@ openblas() { header cblas.h openblas/cblas.h openblas-openmp/cblas.h; }
 command_there() { command -v "$1"; }
 venv_there() { [ -x $venv/bin/python ] || python3 -c 'import ensurepip, venv'; }
 
-wheel() { # PACKAGE IMPORTED...: into build/venv unless the directory of the import is there
-    package=$1
-    shift
+in_venv() { # FILE: among build/venv's packages
     for dir in "$venv"/lib/python3*/site-packages; do
-        [ -d "$dir/$1" ] && return 0
+        [ -e "$dir/$1" ] && return 0
     done
-    wheels="$wheels $package"
+    return 1
+}
+
+wheel() { # PACKAGE IMPORTED: into build/venv unless the directory of the import is there
+    in_venv "$2" || wheels="$wheels $1"
 }
 
 group_build() {
@@ -81,6 +88,18 @@ group_test() {
     wheel tensorboard tensorboard
 }
 
+group_gpu() {
+    group_build
+    need g++ "C++ compiler" command_there c++
+    toolkit=$(CUDNN=0 dev/make/find_cuda.sh cuda | sed -n 's/^MISSING=//p' | tr '~' ' ')
+    if dev/make/find_cuda.sh cuda | grep -q '^CUDNN=1$' || in_venv include/cudnn_frontend.h; then
+        return
+    fi
+    need python3 Python command_there python3
+    need python3-venv "Python environments" venv_there
+    headers="$headers nvidia-cudnn-frontend"
+}
+
 group_reference() {
     need python3 Python command_there python3
     need python3-venv "Python environments" venv_there
@@ -109,25 +128,32 @@ install_packages() {
     }
 }
 
+pip_install() { # OPTION... PACKAGE...
+    $venv/bin/python -m pip install -q --disable-pip-version-check "$@" || {
+        echo "setup: pip failed; install into $venv, then run the same command again: $*" >&2
+        exit 1
+    }
+}
+
 install_wheels() {
-    [ -n "$wheels" ] || return 0
+    [ -n "$wheels$headers" ] || return 0
     if [ ! -x $venv/bin/python ]; then
         echo "setup: making $venv"
         mkdir -p build
         python3 -m venv $venv || { echo "setup: python3 -m venv failed" >&2; exit 1; }
     fi
-    for name in $wheels; do echo "setup: installing $name (Python, $venv)"; done
+    for name in $wheels $headers; do echo "setup: installing $name (Python, $venv)"; done
     # shellcheck disable=SC2086
-    $venv/bin/python -m pip install -q --disable-pip-version-check $wheels || {
-        echo "setup: pip failed; install into $venv, then run the same command again: $wheels" >&2
-        exit 1
+    {
+        [ -z "$wheels" ] || pip_install $wheels
+        [ -z "$headers" ] || pip_install --no-deps $headers
     }
 }
 
 [ $# -gt 0 ] || set -- build
 for group in "$@"; do
     case $group in
-        build | quickstart | test | reference) "group_$group" ;;
+        build | quickstart | test | gpu | reference) "group_$group" ;;
         --help) usage; exit 0 ;;
         *) echo "setup: no group '$group'" >&2; usage >&2; exit 2 ;;
     esac
@@ -140,3 +166,7 @@ wheels=$(printf '%s\n' $wheels | sort -u | tr '\n' ' ' | sed 's/ *$//')
 [ -z "$missing" ] || why=$(printf '%s\n' "$why" | sed '/^$/d' | sort -u | sed '1s/^/\n/')
 install_packages
 install_wheels
+if [ -n "$toolkit" ]; then
+    echo "setup: missing for BACKEND=cuda, and not installed by this script: $toolkit" >&2
+    exit 1
+fi

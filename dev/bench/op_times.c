@@ -1,7 +1,7 @@
 /* op_times.c: wrappers around the operations of the seam, and around the matrix product below it.
  * With --wrap=f the linker turns calls of f into calls of __wrap_f, and __real_f is f itself. The
  * counters are global because a wrapper has no argument to find them by. For the CPU backend: on a
- * GPU, operations return before they are done. */
+ * GPU, operations return before they are done (op_times_none.c). */
 #include "dev/bench/op_times.h"
 
 #include <stdlib.h>
@@ -196,26 +196,13 @@ TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const int *BTHD), (be, qkv, 
     sign > 0 ? FWD : DX, 0, act_bytes(4, BTHD[0] * BTHD[1], BTHD[2] * BTHD[3]))
 TIMED(op_grad_norm, (Backend * be, StepState *s, const float *grads, size_t n), (be, s, grads, n),
     GRAD_NORM, FWD, 0, (double)(n * sizeof *grads))
-TIMED(op_adamw,
-    (Backend * be, act_t *params, float *master, float *m, float *v, const float *grads,
-        const OptRange *ranges, int n, const AdamArgs *a, const StepState *s),
-    (be, params, master, m, v, grads, ranges, n, a, s), ADAMW, FWD, 0,
-    7.0 * sizeof(float) * (double)times.model->table.elements)
+TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, const StepState *s),
+    (be, x, a, s), ADAMW, FWD, 0, 7.0 * sizeof(float) * (double)times.model->table.elements)
 TIMED(backend_zero, (Backend * be, void *p, size_t bytes), (be, p, bytes), OTHER, FWD, 0,
     (double)bytes)
 
 /* ---- the table ----------------------------------------------------------------------------------
  */
-
-static int compare_doubles(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, compare_doubles);
-    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 /* c: the last step's, its seconds replaced by the median of all steps */
 static void print_row(FILE *out, const char *name, const Counter *c, double step, double peak) {

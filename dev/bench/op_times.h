@@ -17,6 +17,6 @@ void op_times_step_done(double seconds);
  * peak_flops. */
 void op_times_print(FILE *out, double peak_flops);
 
-double median(double *values, int n); /* sorts them */
+double median(double *values, int n); /* sorts them; median.c */
 
 #endif

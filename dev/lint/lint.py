@@ -6,6 +6,7 @@ finding.
 - C: functions of at most 60 lines (main 80, kernels 120); include layers (layers.py); own header
   first; header guards; headers that compile alone as C11, and as C++17 where C++ may meet them; no
   mutable variables at file scope or static in a function, but those of MUTABLE.
+- CUDA: kernels are named so and launched by LAUNCH; what DEVICE lists, not at all.
 - Scripts: shellcheck's warnings, or bash -n where it is not installed; Python compiles."""
 
 import os
@@ -31,7 +32,28 @@ MUTABLE = {
     ("laser/base.c", "table"): "checksum table, computed once",
     ("laser/base.c", "ready"): "whether it was",
     ("dev/bench/op_times.c", "times"): "the operations it stands in for have no room for a pointer",
+    ("dev/emu/launch.cc", "emu_place_of_thread"): "threadIdx and its like",
+    ("dev/emu/launch.cc", "emu_machine"): "the one device; CUDA's calls have no room for a pointer",
+    ("dev/emu/memory.cc", "memory"): "its memory, read by a signal handler",
+    ("dev/emu/order.cc", "order"): "the order of its threads",
+    ("dev/emu/runtime.cc", "runtime"): "its runtime",
+    ("dev/emu/shared.cc", "shared"): "its shared memory",
 }
+
+# What files with kernels may not hold, and why. cuDNN's frontend speaks STL: HOST_ONLY.
+DEVICE = [
+    (r"<<<", "kernels are launched by LAUNCH"),
+    (r"\b__shared__\b", "shared memory is taken by DYN_SMEM and SHARED_ARRAY"),
+    (r"\basm\b", "inline PTX"),
+    (r"\b__(exp|exp10|log|log2|log10|pow|sin|cos|tan)f\b", "a function of reduced accuracy"),
+    (r"\bstd\s*::", "no STL"),
+    (r"\b(class|try|catch|throw|virtual)\b", "no classes, no exceptions"),
+    (r"\batomicAdd\b[^;]*\b(float|double)\b", "no atomics on floating point numbers"),
+]
+HOST_ONLY = {"laser/cuda/attention_cudnn.cc"}
+PLUMBING = "laser/cuda/nvcc/"  # what LAUNCH and its like are made of
+# Folders with headers of the same names, of which one is in the search path, for <>
+TWINS = ("laser/cuda/nvcc/", "dev/emu/include/")
 
 UNFINISHED = re.compile(
     r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" + "XX", "HA" + "CK"]) + r")\b"
@@ -108,16 +130,21 @@ def blank(match):
     return quote + re.sub(r"[^\n]", " ", match.group()[1:-1]) + quote
 
 
+PREPROCESSOR = re.compile(r"^[ ]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
+# what C++ and CUDA write before the name of a function or a type
+PREFIX = re.compile(
+    r"\btemplate\s*<(?:[^<>;{]|<[^<>]*>)*>"
+    r"|\b(?:__launch_bounds__|__align__|alignas)\s*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+)
+
+
 def strip_c(text):
     """C without comments, strings' contents and preprocessor lines; every line stays where it
     is."""
     text = TOKENS.sub(blank, text)
-    return re.sub(
-        r"^[ ]*#(?:[^\n]*\\\n)*[^\n]*",
-        lambda m: re.sub(r"[^\n]", " ", m.group()),
-        text,
-        flags=re.MULTILINE,
-    )
+    for unwanted in (PREPROCESSOR, PREFIX):
+        text = unwanted.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text)
+    return text
 
 
 def top_level(text):
@@ -210,9 +237,21 @@ def check_functions(path, stripped):
         )
         if last - first + 1 > limit:
             report(path, first, f"{name} has {last - first + 1} lines, at most {limit}")
+        if "__global__" in head and not name.endswith("_kernel"):
+            report(path, first, f"{name} is a kernel: its name should end in _kernel")
         for found in re.finditer(r"^[ ]+static\s+([^;{]*)", body, re.MULTILINE):
             line = last - body.count("\n") + body.count("\n", 0, found.start())
             check_variables(path, line, found.group(1), "static variable")
+
+
+def check_device(path, stripped):
+    """Rules for kernels, and for the host code around them."""
+    if not path.startswith("laser/cuda/") or path.startswith(PLUMBING) or path in HOST_ONLY:
+        return
+    for number, line in enumerate(stripped.split("\n"), 1):
+        for pattern, why in DEVICE:
+            if found := re.search(pattern, line):
+                report(path, number, f"{found.group().split('(')[0]}: {why}")
 
 
 INCLUDE = re.compile(r'^[ ]*#[ ]*include[ ]+(["<])([^">]+)[">]', re.MULTILINE)
@@ -235,13 +274,13 @@ def reachable(header, texts, seen):
 
 def check_includes(path, texts):
     found = includes(path, texts)
-    header = path.rsplit(".", 1)[0] + ".h"
-    if (
-        not path.endswith((".h", ".cuh"))
-        and header in texts
-        and (not found or found[0][0] != header)
-    ):
-        report(path, found[0][1] if found else 1, f"the first include is not {header}")
+    for header in (path.rsplit(".", 1)[0] + suffix for suffix in (".h", ".cuh")):
+        if (
+            not path.endswith((".h", ".cuh"))
+            and header in texts
+            and (not found or found[0][0] != header)
+        ):
+            report(path, found[0][1] if found else 1, f"the first include is not {header}")
     if layers.unknown(path):
         report(path, 1, "no line of dev/lint/layers.py says what this file may include")
     for name, line, kind in found:
@@ -267,42 +306,39 @@ def check_guard(path, text):
 
 def check_guards():
     for guard, paths in GUARDS.items():
+        if all(path.startswith(TWINS) for path in paths):
+            continue
         for path in paths[1:]:
             report(path, 1, f"guard {guard} is that of {paths[0]}")
 
 
 def languages(path, texts):
     """What a header has to compile as. C++ may meet all but what only the CPU backend, the tests
-    and the tools include."""
+    and the tools include; what knows CUDA's types is compiled as the emulator has them."""
+    if path.startswith(PLUMBING):
+        return []  # needs nvcc
+    if path.endswith(".cuh") or path.startswith("dev/emu/"):
+        return [("c++", "c++", "c++17")]
     users = [
         p for p in texts if p.endswith((".c", ".cu", ".cc")) and path in reachable(p, texts, set())
     ]
+    in_cpp = any(p.endswith(".cc") for p in users)
     if users and all(p.endswith(".cc") for p in users):
         return [("c++", "c++", "c++17")]
-    c_only = path.startswith(("laser/cpu/", "dev/"))
+    c_only = path.startswith(("laser/cpu/", "dev/")) and not in_cpp
     return [("cc", "c", "c11")] + ([] if c_only else [("c++", "c++", "c++17")])
 
 
 def compile_header(path, texts):
     """Alone, in each of its languages; returns the findings."""
     out = []
+    options = "-fsyntax-only -march=native -fopenmp -D_GNU_SOURCE -DLASER_ATTENTION=1 -I."
     for compiler, language, standard in languages(path, texts):
         if not shutil.which(compiler):
             continue
+        emulator = ["-Idev/emu/include"] if language == "c++" else []
         done = subprocess.run(
-            [
-                compiler,
-                f"-std={standard}",
-                "-x",
-                language,
-                "-fsyntax-only",
-                "-march=native",
-                "-fopenmp",
-                "-D_GNU_SOURCE",
-                "-DLASER_ATTENTION=1",
-                "-I.",
-                path,
-            ],
+            [compiler, f"-std={standard}", "-x", language, *options.split(), *emulator, path],
             capture_output=True,
             text=True,
             check=False,
@@ -355,7 +391,9 @@ def main():
         if path.endswith(TEXT_FILES) or "." not in os.path.basename(path):
             check_text(path, text)
         if path.endswith(C_FILES):
-            check_functions(path, strip_c(text))
+            stripped = strip_c(text)
+            check_functions(path, stripped)
+            check_device(path, stripped)
             check_includes(path, texts)
         if path.endswith((".h", ".cuh")):
             check_guard(path, text)
@@ -364,7 +402,7 @@ def main():
         if path.endswith(".py"):
             check_python(path, text)
     check_guards()
-    headers = [p for p in wanted if p in texts and p.endswith(".h")]
+    headers = [p for p in wanted if p in texts and p.endswith((".h", ".cuh"))]
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(lambda p: compile_header(p, texts), headers):
             FINDINGS.extend(found)

@@ -51,7 +51,7 @@ static void head_rows(Head *h, int i) {
         row[j] = -INFINITY;
         if (!visible(a, i, j)) continue;
         double s = dot(h->q + query * h->step, h->k + j * h->step, a->HD);
-        s *= a->scale * (a->plant == PLANT_SCALE ? 1.001 : 1);
+        s *= a->scale * (a->plant == PLANT_SCALE ? (a->act_u > 0 ? 1.1 : 1.001) : 1);
         double t = a->softcap > 0 ? tanh(s / a->softcap) : 0;
         row[j] = a->softcap > 0 ? a->softcap * t : s;
         h->slope[i * a->T + j] = 1 - t * t;
@@ -224,7 +224,78 @@ typedef struct Bound {
     double *tau, *eps;       /* (T) of row i */
     double *rho;             /* (HD) of row i */
     double *ds_tol, *ds_abs; /* (T) error and absolute value of the gradient of a score */
+    double *centre;          /* (HD) LASER, narrow: log kappa + m, or -inf */
+    double *narrow;          /* (HD) of row i: relative error of dO that narrow rounding brings */
 } Bound;
+
+/* ---- narrow activations ----
+ * Beside float's errors, what a core rounds to act_u = u: P, LASER's F = E - kappa, dO = dout / L,
+ * the saved O = L - kappa, dF, dS (and out, dq, dk, dv, which a comparison allows by itself). With
+ * f = |F| / L and o = |O| / L:
+ *   out   u (sum_j p |v|), LASER u (2 sum_j p f + o): P and F, and O where a core gives it narrow
+ *   dO    LASER, relative: n = the error of L, + u for itself
+ *   dv    terms p g: u of P + u of dF + n + u |F| / E
+ *   dS    u |dS|; LASER p sum_c g (f + o) (u + n)
+ * kappa is mean V where a channel's values span less than 8, else 0 (laser/cuda/laser.cuh). */
+static void bound_centres(const Head *h, Bound *b) {
+    for (int c = 0; c < h->a->HD; c++) {
+        double high = -INFINITY, low = INFINITY, sum = 0;
+        for (int j = 0; j < h->a->T; j++) {
+            const double v = h->v[j * h->step + c];
+            high = fmax(high, v), low = fmin(low, v), sum += v;
+        }
+        b->centre[c] = high - low < 8 ? sum / h->a->T : -INFINITY;
+    }
+}
+
+/* exp(v - out) as the oracle keeps it */
+static double over_sum(const Head *h, int i, int c, double v) {
+    const int at = i * h->a->HD + c;
+    return exp((v - h->top[at]) - h->rest[at]);
+}
+
+static double narrow_f(const Head *h, const Bound *b, int i, int j, int c) {
+    const double v = h->v[j * h->step + c];
+    return h->a->laser ? fabs(over_sum(h, i, c, v) - over_sum(h, i, c, b->centre[c])) : fabs(v);
+}
+
+static double narrow_o(const Head *h, const Bound *b, int i, int c) {
+    return h->a->laser ? fabs(1 - over_sum(h, i, c, b->centre[c])) : 0;
+}
+
+/* out_tol += ; narrow of row i */
+static void narrow_out(const Head *h, Bound *b, double *out_tol, int i) {
+    const RefAttention *a = h->a;
+    for (int c = 0; c < a->HD; c++) {
+        double sum = 0;
+        for (int j = 0; j <= i; j++) sum += exp(h->logp[i * a->T + j]) * narrow_f(h, b, i, j, c);
+        const double error = a->act_u * ((a->laser ? 2 : 1) * sum + narrow_o(h, b, i, c));
+        out_tol[c] += error;
+        b->narrow[c] = a->laser ? error + a->act_u : 0;
+    }
+}
+
+/* dv_tol += ; ds_tol += of row i */
+static void narrow_bwd(const Head *h, Bound *b, double *dv_tol, const double *dout, int i) {
+    const RefAttention *a = h->a;
+    double d = 0;
+    for (int c = 0; c < a->HD && !a->laser; c++)
+        d += fabs(dout[c] * h->out[i * a->HD + c]) * a->act_u; /* D is made of the rounded out */
+    for (int j = 0; j <= i; j++) {
+        const double p = exp(h->logp[i * a->T + j]), slope = h->slope[i * a->T + j];
+        double error = d, size = 0;
+        for (int c = 0; c < a->HD; c++) {
+            const double g = fabs(dout[c]), f = narrow_f(h, b, i, j, c);
+            const double o = a->laser ? narrow_o(h, b, i, c) : fabs(h->out[i * a->HD + c]);
+            const double w = value_weight(h, i, j, c);
+            dv_tol[j * h->step + c] += g * (w * (2 * a->act_u + b->narrow[c]));
+            if (a->laser) dv_tol[j * h->step + c] += g * p * a->act_u * f;
+            if (a->laser) error += g * (f + o) * (a->act_u + b->narrow[c]);
+            size += g * (f + o);
+        }
+        b->ds_tol[j] += p * slope * (error + a->act_u * size);
+    }
+}
 
 static void bound_row(const Head *h, Bound *b, double *lse_tol, int i) {
     const RefAttention *a = h->a;
@@ -310,8 +381,10 @@ static void bound_head(
     for (int i = 0; i < a->T; i++) {
         bound_row(h, b, lse_tol + i, i);
         bound_out(h, b, out_tol + i * h->out_step, i);
+        if (a->act_u > 0) narrow_out(h, b, out_tol + i * h->out_step, i);
         if (!dout) continue;
         bound_bwd_row(h, b, dv_tol, dout + i * h->out_step, out_tol + i * h->out_step, i);
+        if (a->act_u > 0) narrow_bwd(h, b, dv_tol, dout + i * h->out_step, i);
         for (int j = 0; j <= i; j++) {
             double tol = fabs(a->scale) * (b->ds_tol[j] + gamma * b->ds_abs[j]);
             for (int c = 0; c < a->HD; c++) {
@@ -325,16 +398,19 @@ static void bound_head(
 void ref_attention_bound(double *out_tol, double *lse_tol, double *dqkv_tol, const double *dout,
     const double *qkv, const RefAttention *a) {
     size_t T = (size_t)a->T, HD = (size_t)a->HD;
-    double *block = doubles(4 * T + HD);
+    double *block = doubles(4 * T + 3 * HD);
     Bound b = {.tau = block,
         .eps = block + T,
         .ds_tol = block + 2 * T,
         .ds_abs = block + 3 * T,
-        .rho = block + 4 * T};
+        .rho = block + 4 * T,
+        .centre = block + 4 * T + HD,
+        .narrow = block + 4 * T + 2 * HD};
     for (int bh = 0; bh < a->B * a->H; bh++) {
         Head h;
         head_open(&h, qkv, bh / a->H, bh % a->H, a);
         int at = out_offset(a, bh / a->H, bh % a->H);
+        if (a->act_u > 0) bound_centres(&h, &b);
         bound_head(&h, &b, out_tol + at, lse_tol + bh * a->T,
             dqkv_tol ? dqkv_tol + (h.q - qkv) : NULL, dqkv_tol ? dout + at : NULL);
         head_close(&h);

@@ -62,7 +62,7 @@ typedef enum RefPlant {
     PLANT_DROP_KEY,   /* the key in the middle is not seen by later rows */
     PLANT_MASK_MINUS, /* rows after the first do not see themselves */
     PLANT_MASK_PLUS,  /* rows see one token of the future */
-    PLANT_SCALE,      /* scores larger by 1e-3 */
+    PLANT_SCALE,      /* scores larger by 1e-3, by 0.1 with narrow activations */
     PLANT_STALE_ROW,  /* the last row is computed with the query of the row before */
     PLANT_NO_D,       /* backward without D_i */
 } RefPlant;
@@ -72,6 +72,7 @@ typedef struct RefAttention {
     double scale, softcap; /* softcap 0: off */
     bool laser;
     RefPlant plant;
+    double act_u; /* for ref_attention_bound: 0, or the unit roundoff of narrow activations, 2^-8 */
 } RefAttention;
 
 /* out (B, T, H, HD), lse (B, H, T) or NULL, qkv (B, T, 3, H, HD). LASER is computed as
@@ -81,7 +82,8 @@ void ref_attention_bwd(double *dqkv, const double *dout, const double *qkv, cons
 /* LASER as the paper's Algorithm 1 writes it: log(P exp(v - m)) + m with one maximum m over the
  * whole sequence, the future included. For comparison: -inf where the sum underflows. */
 void ref_attention_paper_fwd(double *out, const double *qkv, const RefAttention *a);
-/* How far fp32 may be from the oracle, element by element (derivation in attention_ref.c). */
+/* How far a backend may be from the oracle, element by element (derivation in attention_ref.c):
+ * float arithmetic on activations that are held as float, or narrow (act_u). */
 void ref_attention_bound(double *out_tol, double *lse_tol, double *dqkv_tol /* or NULL */,
     const double *dout, const double *qkv, const RefAttention *a);
 

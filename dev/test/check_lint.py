@@ -48,6 +48,24 @@ static int twice(int (*f)(int), const int *x) {
     return f ? 2 * f(*x) : 0;
 }
 """,
+    "laser/cuda/x.cuh": header("laser/cuda/x.cuh", '#include "laser/base.h"\nconstexpr int X = 1;'),
+    "laser/cuda/x.cu": """#include "laser/cuda/x.cuh"
+
+template <typename E, int VEC>
+struct __align__(sizeof(E) * VEC) Pack {
+    E e[VEC];
+};
+template <bool A = true, int B = 4 * (1 + 1)>
+__global__ static void __launch_bounds__(256 * (A ? 2 : 1), 2) long_kernel(int *x) {
+"""
+    + "    x[0]++;\n" * 100
+    + """}
+__device__ static inline int one(void) {
+    return 1;
+}
+""",
+    "laser/cuda/nvcc/launch.h": HEADER.format("launch.h", "LAUNCH", "#define L(k) k<<<1, 1>>>()"),
+    "dev/emu/include/launch.h": HEADER.format("launch.h", "LAUNCH", "#define L(k) k()"),
     "test_gpt.c": '#include "dev/test/test.h"\n',
     "dev/test/test.h": header("dev/test/test.h"),
     "scripts/run.sh": "#!/usr/bin/env bash\necho one\n",
@@ -127,6 +145,33 @@ PLANTED = [
         2,
         "n is",
     ),
+    (
+        "long function in CUDA",
+        "laser/cuda/x.cu",
+        '#include "laser/cuda/x.cuh"\ntemplate <int V>\n__device__ ' + LONG,
+        3,
+        "61 lines",
+    ),
+    (
+        "long kernel",
+        "laser/cuda/x.cu",
+        CLEAN["laser/cuda/x.cu"].replace("    x[0]++;\n", "    x[0]++;\n" * 2),
+        8,
+        "long_kernel has 202 lines, at most 120",
+    ),
+    (
+        "kernel's name",
+        "laser/cuda/x.cu",
+        CLEAN["laser/cuda/x.cu"].replace("long_kernel", "kernel9"),
+        8,
+        "kernel9 is a kernel",
+    ),
+    ("launch", "laser/cuda/y.cu", "void f(void) {\n    k_kernel<<<1, 1>>>();\n}\n", 2, "LAUNCH"),
+    ("STL", "laser/cuda/y.cu", "\nstatic const std::vector<int> x;\n", 2, "no STL"),
+    ("accuracy", "laser/cuda/y.cu", "float f(float x) {\n    return __expf(x);\n}\n", 2, "reduced"),
+    ("cuda reaches the model", "laser/cuda/y.cu", '#include "laser/model.h"\n', 1, "model.h"),
+    ("cuda reaches cpu", "laser/cuda/y.cu", '#include "laser/cpu/gemm.h"\n', 1, "gemm.h"),
+    ("emulator reaches cuda", "dev/emu/e.cc", '#include "laser/cuda/x.cuh"\n', 1, "x.cuh"),
     ("shell", "scripts/run.sh", "#!/bin/bash\nif true; then\n", 0, ""),
     ("python", "dev/plot/plot.py", "print(\n", 1, "never closed"),
 ]

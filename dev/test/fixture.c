@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/test/tensor.h"
 #include "laser/base.h"
 
 ModelConfig rig_small_config(void) {
@@ -16,8 +17,9 @@ ModelConfig rig_small_config(void) {
 
 void rig_open(Rig *r, const ModelConfig *c, int B, int threads) {
     memset(r, 0, sizeof *r);
-    r->be = backend_open(threads, 0);
-    const BackendLimits limits = {B, c->T, c->C, c->F, c->H, c->HD, c->V};
+    const BackendOptions options = bench_options(threads);
+    const BackendLimits limits = model_limits(c, B);
+    r->be = backend_open(&options);
     backend_reserve(r->be, &limits);
     model_open(&r->m, r->be, c, B, true);
     optim_open(&r->o, &r->m, false);

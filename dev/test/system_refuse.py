@@ -238,6 +238,7 @@ NOTED = dict(
     decay_all=True,
     grad_clip=2,
     update_clip=1,
+    tf32=True,
 )
 FREE = dict(
     batch=2,
@@ -251,6 +252,9 @@ FREE = dict(
     verify_data=False,
     quiet=True,
     sample_every=0,
+    attn_core="gemm",
+    tune=False,
+    tune_cache="none",
 )
 
 
@@ -422,3 +426,17 @@ def unwritable(t):
     t.train(out="file", code=IO, says="file")
     t.train(out="file/run", code=IO, says="file")
     t.train(out="/proc/no/such/run", code=IO, says="/proc/no")
+
+
+@test("memory: a run that does not fit ends with exit code 4 and what would fit")
+def too_large(t):
+    # 5 TB of activations; recomputed, 2 GB, beside 3 GB of weights, gradients and moments
+    shape = dict(layers=10000, d_model=1, d_ff=8192, heads=1, head_dim=1)
+    write_shard(t.path("long.bin"), tokens_like_text(1024 * 16 + 1, 5))
+    large = dict(shape, batch=1024, total_batch=16384, train=t.path("long.bin"))
+    said = t.train(out="run", code=IO, says="does not fit into memory", **large).err
+    for remedy in (r"--batch \d+ \([\d.]+ GiB\)", r"or with --recompute block \([\d.]+ GiB\)"):
+        check(re.search(remedy, said), f"{remedy!r} is not in what was said: {said}")
+    check("--recompute light" not in said, f"light was offered, which saves little here: {said}")
+    check(not os.path.exists(t.path("run")), "something was written")
+    t.train(out="run", code=IO, says="choose a smaller --model", **dict(large, d_model=1 << 20))

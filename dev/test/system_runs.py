@@ -165,6 +165,10 @@ def log(t):
         [0, 5, 10, 15, 20, 24],
         "validations",
     )
+    # a step's record comes before what was done after that step, and no step comes twice
+    steps = [x for x in lines if "step" in x and x.get("name") != "resumed"]
+    order = [(x["step"], ("train", "val", "event").index(x["kind"])) for x in steps]
+    same(order, sorted(order), "the order of the records")
     names = [line["name"] for line in lines if line["kind"] == "event"]
     same(
         names,

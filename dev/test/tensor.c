@@ -8,11 +8,16 @@
 #include "dev/ref/ops_ref.h"
 #include "laser/rng.h"
 
+BackendOptions bench_options(int threads) {
+    return (BackendOptions){.threads = threads, .untuned = true};
+}
+
 void bench_open(Bench *b, Test *t, const char *label, const BackendLimits *limits, int threads) {
     memset(b, 0, sizeof *b);
     b->t = t;
     b->label = label;
-    b->be = backend_open(threads, 0);
+    const BackendOptions options = bench_options(threads);
+    b->be = backend_open(&options);
     if (limits) backend_reserve(b->be, limits);
 }
 
@@ -220,7 +225,8 @@ void bench_same_bits(Test *t, OpRun *run, const void *c, const char *label, cons
 
 bool bench_threads_cut_sums(void) {
     char text[512];
-    Backend *be = backend_open(1, 0);
+    const BackendOptions options = bench_options(1);
+    Backend *be = backend_open(&options);
     backend_describe(be, text, sizeof text);
     backend_close(be);
     return strstr(text, "OpenBLAS") != NULL;

@@ -30,6 +30,8 @@ typedef struct Bench {
     int32_t *ids, *host_ids; /* of bench_ids, in backend memory and here */
 } Bench;
 
+/* As every test opens the backend: nothing is timed, no file is kept. */
+BackendOptions bench_options(int threads);
 void bench_open(Bench *b, Test *t, const char *label, const BackendLimits *limits, int threads);
 /* Checks that no tensor was written past its end, and frees everything. */
 void bench_close(Bench *b);

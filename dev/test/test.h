@@ -7,6 +7,10 @@
 
 #include "laser/base.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct Test {
     const char *name;
     int checks, failures;
@@ -20,6 +24,7 @@ typedef struct TestCase {
     const char *name; /* "group: what is promised" */
     void (*fn)(Test *t);
 } TestCase;
+typedef const TestCase *(*TestGroup)(int *count);
 
 /* The groups. */
 const TestCase *test_oracle(int *count);
@@ -27,11 +32,18 @@ const TestCase *test_ops(int *count);
 const TestCase *test_attention(int *count);
 const TestCase *test_optim(int *count);
 const TestCase *test_products(int *count);
+const TestCase *test_precision(int *count);
 const TestCase *test_start(int *count);
 const TestCase *test_model(int *count);
 const TestCase *test_data(int *count);
 const TestCase *test_runs(int *count);
 const TestCase *test_config(int *count);
+/* Those that only some backends have, NULL behind the last: groups_cpu.c, _cuda.c or _emu.c. */
+extern const TestGroup extra_test_groups[];
+const TestCase *test_gemm(int *count);   /* cuda, emu */
+const TestCase *test_choose(int *count); /* cuda, emu */
+const TestCase *test_emu(int *count);    /* emu */
+const TestCase *test_emu_ends(int *count); /* emu */
 #define TEST_TABLE(cases, count) (*(count) = (int)(sizeof(cases) / sizeof *(cases)), (cases))
 
 /* ---- checks: each prints file, line and values when it fails, counts, and goes on ------------ */
@@ -88,4 +100,7 @@ enum { GUARD_BYTES = 256 };
 void guard_fill(void *p, size_t bytes);
 int64_t guard_broken(const void *p, size_t bytes);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/test/tensor.h"
 #include "dev/test/test.h"
 #include "laser/checkpoint.h"
 #include "laser/config.h"
@@ -132,6 +133,39 @@ static void differences_are_named(Test *t) {
     free(noted);
 }
 
+static void backend_options(Test *t) {
+    static const struct {
+        const char *cache, *home, *words, *file;
+    } want[] = {
+        {"/c", "/h", "", "/c/laser.c/matrix_products"},
+        {"", "/h", "", "/h/.cache/laser.c/matrix_products"},
+        {"relative", "/h", "", "/h/.cache/laser.c/matrix_products"},
+        {"", "", "", ""},
+        {"/c", "/h", "--tune-cache none", ""},
+        {"/c", "/h", "--tune-cache=a/b", "a/b"},
+    };
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char *kept[2] = {xstrdup(cache ? cache : ""), xstrdup(home ? home : "")};
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        char words[128];
+        Parsed p;
+        setenv("XDG_CACHE_HOME", want[i].cache, 1);
+        setenv("HOME", want[i].home, 1);
+        format(words, sizeof words, "--plan --threads 3 --no-tune %s", want[i].words);
+        const BackendOptions o = config_backend(parsed(&p, words), 5);
+        CHECK_STR(t, o.tune_cache, want[i].file);
+        CHECK(t, o.threads == 3 && o.local_rank == 5 && o.untuned && !o.tf32, "threads %d, rank %d",
+            o.threads, o.local_rank);
+    }
+    setenv("XDG_CACHE_HOME", kept[0], 1);
+    setenv("HOME", kept[1], 1);
+    Parsed p;
+    const BackendOptions o = config_backend(parsed(&p, "--plan --tf32 --attn-core cudnn"), 0);
+    CHECK(t, o.tf32 && !o.untuned, "tf32 %d, untuned %d", o.tf32, o.untuned);
+    CHECK_INT(t, o.attn_core, ATTN_CORE_CUDNN);
+    free(kept[0]), free(kept[1]);
+}
+
 /* FLOPs of one training step, counted product by product instead of by formula. */
 static void flops_by_hand(Test *t) {
     Parsed pc;
@@ -234,16 +268,17 @@ static void plan_equals_memory(Test *t) {
     ModelConfig m = config_model(c, 0);
     MemoryPlan plan;
     Model model;
-    Backend *be = backend_open(1, 0);
-    BackendLimits limits = {3, m.T, m.C, m.F, m.H, m.HD, m.V};
+    const BackendOptions options = bench_options(1);
+    const BackendLimits limits = model_limits(&m, 3);
+    Backend *be = backend_open(&options);
     backend_reserve(be, &limits);
-    model_plan(&m, 3, 1, &plan);
+    model_plan(&m, 3, &options, &plan);
     model_open(&model, be, &m, 3, true);
     CHECK_INT(t, plan.activations, model.acts_plan.bytes);
     CHECK_INT(t, plan.weights, model.table.elements * sizeof(act_t));
     CHECK_INT(t, plan.total,
         plan.weights + plan.master + plan.gradients + plan.optimizer + plan.activations +
-            plan.scratch);
+            plan.scratch + plan.overhead);
     model_close(&model);
     backend_close(be);
 }
@@ -254,6 +289,8 @@ const TestCase *test_config(int *count) {
         {"config: presets have the design's and GPT-2's parameter counts", presets_count},
         {"config: options override the preset", own_sizes},
         {"config: what differs from a saved run is named, by rule", differences_are_named},
+        {"config: the backend gets its options, and a file in the cache directory",
+            backend_options},
         {"model: FLOPs agree with a count product by product", flops_by_hand},
         {"model: the plan is what is allocated", plan_equals_memory},
         {"schedule: cosine, linear, constant, wsd and warm-up at their corners", schedules},

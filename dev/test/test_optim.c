@@ -9,7 +9,7 @@
 
 #define COUNT(table) ((int)(sizeof(table) / sizeof *(table)))
 
-static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 2};
+static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 2, false};
 
 static StepState *state_new(Bench *b, StepState s) {
     StepState *p = backend_alloc(b->be, sizeof s);
@@ -100,6 +100,69 @@ static void decision(Test *t) {
     bench_close(&b);
 }
 
+/* ---- without waiting ------------------------------------------------------------------------- */
+
+/* A read gives what was there when it began, in whatever order the reads end. */
+static void reads_keep_their_place(Test *t) {
+    Bench b;
+    bench_open(&b, t, "reads", &limits, 1);
+    const double ones[4] = {1, 1, 1, 1};
+    float *x = tensor_float(bench_values(&b, TENSOR_FLOAT, ones, 4));
+    StepState *s = state_new(&b, (StepState){.loss_sum = 100});
+    for (int turn = 0; turn < 3; turn++) {
+        for (int slot = 0; slot < BACKEND_READ_SLOTS; slot++) {
+            op_loss_add(b.be, s, x, (size_t)slot + 1);
+            backend_read_begin(b.be, slot, s, sizeof *s);
+        }
+        op_loss_add(b.be, s, x, 4); /* not seen by any of the reads */
+        double want[BACKEND_READ_SLOTS], sum = 100 + 14 * turn;
+        for (int slot = 0; slot < BACKEND_READ_SLOTS; slot++) want[slot] = sum += slot + 1;
+        for (int i = 0; i < BACKEND_READ_SLOTS; i++) {
+            const int slot = (3 * i + turn) % BACKEND_READ_SLOTS; /* 3: every slot once */
+            StepState got;
+            backend_read_end(b.be, slot, &got);
+            CHECK_NEAR(t, got.loss_sum, want[slot], 0);
+        }
+        CHECK_NEAR(t, state_read(&b, s).loss_sum, sum + 4, 0);
+    }
+    backend_free(b.be, s);
+    bench_close(&b);
+}
+
+static void ready_reads(Test *t) {
+    Bench b;
+    bench_open(&b, t, "ready", &limits, 1);
+    StepState *s = state_new(&b, (StepState){.updates = 3}), got;
+    backend_read_begin(b.be, 1, s, sizeof *s);
+    backend_synchronize(b.be);
+    CHECK(t, backend_read_ready(b.be, 1), "after backend_synchronize, a read is not %s", "ready");
+    backend_read_end(b.be, 1, &got);
+    CHECK_INT(t, got.updates, 3);
+    backend_free(b.be, s);
+    bench_close(&b);
+}
+
+/* What is sent lies in the order of operations, and the sender's memory is free at once. */
+static void sends_keep_their_place(Test *t) {
+    enum { N = BACKEND_READ_BYTES / sizeof(int32_t), TURNS = 40 };
+    Bench b;
+    bench_open(&b, t, "send", &(BackendLimits){4, N / 4, 1, 1, 1, 1, 2, false}, 1);
+    int32_t *x = backend_alloc(b.be, N * sizeof *x), host[N], got[N];
+    for (int turn = 0; turn <= TURNS; turn++) {
+        const int count = turn % 2 ? N : N - 3;
+        for (int i = 0; i < N; i++) host[i] = 1000 * turn + i;
+        if (turn < TURNS) backend_send(b.be, x, host, (size_t)count);
+        memset(host, 0x55, sizeof host);
+        if (turn > 0) {
+            backend_read_end(b.be, (turn - 1) % BACKEND_READ_SLOTS, got);
+            for (int i = 0; i < N - 3; i++) CHECK_INT(t, got[i], 1000 * (turn - 1) + i);
+        }
+        if (turn < TURNS) backend_read_begin(b.be, turn % BACKEND_READ_SLOTS, x, sizeof got);
+    }
+    backend_free(b.be, x);
+    bench_close(&b);
+}
+
 /* ---- AdamW ----------------------------------------------------------------------------------- */
 
 /* Three tensors with holes between them: what lies outside the ranges must not change. */
@@ -144,7 +207,14 @@ static void adam_run(Bench *b, const AdamRun *run) {
     decided.skipped = run->skip;
     backend_upload(b->be, s, &decided, sizeof decided);
     AdamArgs a = adam_args(c);
-    op_adamw(b->be, params, tensor_float(master), m, v, grads, ranges, COUNT(ranges), &a, s);
+    OptRange *held = backend_alloc(b->be, sizeof ranges);
+    backend_upload(b->be, held, ranges, sizeof ranges);
+    double *work = backend_alloc(b->be, COUNT(ranges) * OPT_WORK * sizeof *work);
+    const OptTensors x = {params, tensor_float(master), m, v, grads, held, COUNT(ranges), work,
+        ADAM_N};
+    op_adamw(b->be, &x, &a, s);
+    backend_free(b->be, held);
+    backend_free(b->be, work);
     backend_free(b->be, s);
 }
 
@@ -298,6 +368,10 @@ const TestCase *test_optim(int *count) {
         {"optim: loss sum and gradient norm equal the oracle", sums_equal},
         {"optim: the norm holds squares that a float cannot", tiny_and_huge_norms},
         {"optim: a step is skipped where loss or norm is not finite", decision},
+        {"seam: a read that does not wait gives what was there at its place",
+            reads_keep_their_place},
+        {"seam: a read is ready once all operations are done", ready_reads},
+        {"seam: what is sent lies in the order of operations", sends_keep_their_place},
         {"optim: AdamW equals the oracle, any threads the same bits", adam_equals},
         {"optim: a skipped step changes nothing", skipped_step},
         {"optim: parameters without gradient do not move at eps 1e-24", zero_gradients},

@@ -6,6 +6,7 @@
 
 #include "dev/ref/cases.h"
 #include "dev/test/tensor.h"
+#include "laser/rng.h"
 
 /* ---- linear layer and activation ------------------------------------------------------------- */
 
@@ -35,7 +36,7 @@ static void linear_run(Bench *b, const void *opaque) {
     const LinearCase *c = opaque;
     const size_t nx = product(c->N, c->IC), ny = product(c->N, c->OC), nw = product(c->OC, c->IC);
     const int wide = c->OC > c->IC ? c->OC : c->IC;
-    backend_reserve(b->be, &(BackendLimits){1, c->N, c->IC, wide, 1, c->OC, 2});
+    backend_reserve(b->be, &(BackendLimits){1, c->N, c->IC, wide, 1, c->OC, 2, false});
     act_t *x = tensor_act(bench_random(b, TENSOR_ACT, nx, 1, 0));
     act_t *w = tensor_act(bench_random(b, TENSOR_ACT, nw, 1 / sqrt(c->IC), 0));
     act_t *bias = tensor_act(bench_random(b, TENSOR_ACT, (size_t)c->OC, 1, 0));
@@ -180,7 +181,7 @@ static void classifier_run(Bench *b, const void *opaque) {
     const ClassifierCase *c = opaque;
     const size_t N = (size_t)c->N, V = (size_t)c->V, nx = product(c->N, c->C);
     const size_t nw = product(c->V, c->C);
-    backend_reserve(b->be, &(BackendLimits){1, c->N, c->C, 1, 1, 1, c->V});
+    backend_reserve(b->be, &(BackendLimits){1, c->N, c->C, 1, 1, 1, c->V, false});
     bench_ids(b, c->N, c->V);
     act_t *x = tensor_act(bench_random(b, TENSOR_ACT, nx, c->logit_std, 0));
     act_t *w = tensor_act(bench_random(b, TENSOR_ACT, nw, 1 / sqrt(c->C), 0));
@@ -188,7 +189,7 @@ static void classifier_run(Bench *b, const void *opaque) {
     float *losses = tensor_float(bench_output(b, TENSOR_FLOAT, N));
     float *losses2 = tensor_float(bench_output(b, TENSOR_FLOAT, N));
     float *logits = tensor_float(bench_output(b, TENSOR_FLOAT, N * V));
-    ClassifierArgs a = {c->N, c->C, c->V, w, c->bias ? bias : NULL, (float)c->softcap};
+    ClassifierArgs a = {c->N, c->C, c->V, c->V, w, c->bias ? bias : NULL, (float)c->softcap};
     op_classifier_loss(b->be, losses, x, b->ids, &a);
     op_classifier_logits(b->be, logits, x, &a);
     act_t *dx = tensor_act(bench_output(b, TENSOR_ACT, nx));
@@ -281,7 +282,7 @@ static void classifier_check(Bench *b, const ClassifierCase *c) {
 static void chunks_add_up(Test *t) {
     enum { N = 130, V = 262147, C = 2 };
     Bench b;
-    bench_open(&b, t, "chunks", &(BackendLimits){1, N, C, 1, 1, 1, V}, 1);
+    bench_open(&b, t, "chunks", &(BackendLimits){1, N, C, 1, 1, 1, V, false}, 1);
     bench_ids(&b, N, V);
     const act_t *x = tensor_act(bench_random(&b, TENSOR_ACT, N * C, 1, 0));
     const act_t *w = tensor_act(bench_random(&b, TENSOR_ACT, (size_t)V * C, 1, 0));
@@ -289,7 +290,7 @@ static void chunks_add_up(Test *t) {
     Tensor *dx = bench_output(&b, TENSOR_ACT, N * C), *dx2 = bench_output(&b, TENSOR_ACT, N * C);
     Tensor *dw = bench_output(&b, TENSOR_FLOAT, (size_t)V * C);
     Tensor *dw2 = bench_output(&b, TENSOR_FLOAT, (size_t)V * C);
-    ClassifierArgs a = {.N = N, .C = C, .V = V, .w = w};
+    ClassifierArgs a = {.N = N, .C = C, .V = V, .Vp = V, .w = w};
     op_classifier_train(
         b.be, tensor_float(loss), tensor_act(dx), tensor_float(dw), NULL, 0, 1, x, b.ids, &a);
     for (int half = 0; half < 2; half++) {
@@ -312,6 +313,62 @@ static void chunks_add_up(Test *t) {
         b.be, tensor_float(loss2), tensor_act(dx2), tensor_float(dw2), NULL, 0, 1, x, b.ids, &a);
     for (size_t i = 0; i < dw->n; i++) tol[i] = ref_gamma(N) * 5 * (1 + fabs(want[i]));
     bench_compare_planted(&b, "half of the tokens", dw, tensor_read(&b, dw2), tol);
+    bench_close(&b);
+}
+
+/* A vocabulary held with more rows than it has: those receive no probability, and no gradient
+ * reaches them. */
+enum { PADDED_N = 9, PADDED_C = 33, PADDED_V = 101, PADDED_VP = 128 };
+
+static void check_no_gradient(Bench *b, const Tensor *g, size_t first, bool fresh) {
+    const double *x = tensor_read(b, g);
+    for (size_t i = first; i < g->n; i++) {
+        CHECK(b->t, x[i] == 0 || (fresh && isnan(x[i])), "padding [%zu] of %zu got %g", i, g->n,
+            x[i]);
+    }
+}
+
+static void padded_vocabulary(Test *t) {
+    enum { N = PADDED_N, C = PADDED_C, V = PADDED_V, VP = PADDED_VP };
+    Bench b;
+    bench_open(&b, t, "padded vocabulary", &(BackendLimits){1, N, C, 1, 1, 1, VP, false}, 1);
+    bench_ids(&b, N, V);
+    double *w0 = bench_doubles(&b, VP * C), *bias0 = bench_doubles(&b, VP);
+    for (size_t i = 0; i < V * C; i++) w0[i] = rng_normal(1, RNG_TEST, i) / sqrt(C);
+    for (size_t i = 0; i < V; i++) bias0[i] = rng_normal(2, RNG_TEST, i);
+    const Tensor *x = bench_random(&b, TENSOR_ACT, N * C, 2, 0);
+    const Tensor *w = bench_values(&b, TENSOR_ACT, w0, VP * C);
+    const Tensor *bias = bench_values(&b, TENSOR_ACT, bias0, VP);
+    Tensor *loss = bench_output(&b, TENSOR_FLOAT, N), *dx = bench_output(&b, TENSOR_ACT, N * C);
+    Tensor *dw = bench_output(&b, TENSOR_FLOAT, VP * C), *db = bench_output(&b, TENSOR_FLOAT, VP);
+    Tensor *logits = bench_output(&b, TENSOR_FLOAT, N * V);
+    double *zeros = bench_doubles(&b, VP * C);
+    Tensor *dw2 = bench_values(&b, TENSOR_FLOAT, zeros, VP * C);
+    Tensor *db2 = bench_values(&b, TENSOR_FLOAT, zeros, VP);
+    const ClassifierArgs a = {N, C, V, VP, tensor_act(w), tensor_act(bias), 0};
+    op_classifier_logits(b.be, tensor_float(logits), tensor_act(x), &a);
+    op_classifier_train(b.be, tensor_float(loss), tensor_act(dx), tensor_float(dw),
+        tensor_float(db), 0, class_grad_scale, tensor_act(x), b.ids, &a);
+    op_classifier_train(b.be, tensor_float(loss), tensor_act(dx), tensor_float(dw2),
+        tensor_float(db2), 1, class_grad_scale, tensor_act(x), b.ids, &a);
+    RefClassifier ref = {N, C, V, w->in, bias->in, 0};
+    ClassifierWant want = classifier_want(&b, &ref, x->in);
+    RefClassifierTol tol = {bench_doubles(&b, N * V), bench_doubles(&b, N),
+        bench_doubles(&b, N * C), bench_doubles(&b, V * C), bench_doubles(&b, V)};
+    ref_classifier_bound(&tol, (double)class_grad_scale, x->in, b.host_ids, &ref);
+    bench_compare(&b, "logits", logits, want.logits, tol.logits);
+    bench_compare(&b, "losses", loss, want.losses, tol.losses);
+    bench_compare(&b, "dx", dx, want.dx, tol.dx);
+    check_no_gradient(&b, dw, V * C, true), check_no_gradient(&b, db, V, true);
+    check_no_gradient(&b, dw2, V * C, false), check_no_gradient(&b, db2, V, false);
+    dw->n = dw2->n = V * C, db->n = db2->n = V; /* what is not padding */
+    bench_compare(&b, "dw", dw, want.dw, tol.dw), bench_compare(&b, "dw2", dw2, want.dw, tol.dw);
+    bench_compare(&b, "db", db, want.db, tol.dbias),
+        bench_compare(&b, "db2", db2, want.db, tol.dbias);
+    dw->n = dw2->n = VP * C, db->n = db2->n = VP;
+    ref.V = VP; /* planted */
+    want = classifier_want(&b, &ref, x->in);
+    bench_compare_planted(&b, "padding in loss", loss, want.losses, tol.losses);
     bench_close(&b);
 }
 
@@ -340,6 +397,8 @@ const TestCase *test_products(int *count) {
         {"products: linear layer and activation equal the oracle", linear_equals},
         {"products: classifier equals the oracle", classifier_equals},
         {"products: more tokens than logits fit into memory at once", chunks_add_up},
+        {"products: rows that pad the vocabulary get no probability and no gradient",
+            padded_vocabulary},
         {"products: the same bits every time", same_bits_again},
         {"products: 1 and 2 threads give the same bits", same_bits_any_threads},
     };

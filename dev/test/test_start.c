@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "dev/test/fixture.h"
+#include "dev/test/tensor.h"
 #include "dev/test/test.h"
 #include "laser/base.h"
 #include "laser/config.h"
@@ -68,7 +69,8 @@ static void plan_is_what_is_taken(Test *t) {
         c.L = 4, c.recompute = (Recompute)recompute;
         MemoryPlan plan;
         Rig r;
-        model_plan(&c, 3, 2, &plan);
+        const BackendOptions options = bench_options(2);
+        model_plan(&c, 3, &options, &plan);
         rig_open(&r, &c, 3, 1);
         const size_t n = r.m.table.elements;
         CHECK_INT(t, plan.activations, r.m.acts_plan.bytes);

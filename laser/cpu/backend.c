@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "laser/base.h"
 #include "laser/cpu/attention.h"
@@ -53,11 +54,11 @@ static void float_mode_set_team(Backend *be, unsigned mode) {
     float_mode_set(mode);
 }
 
-Backend *backend_open(int threads, int local_rank) {
-    (void)local_rank; /* the launcher binds processes to cores */
-    REQUIRE(threads >= 0, "threads=%d", threads);
+/* The launcher binds processes to cores: local_rank is not looked at. */
+Backend *backend_open(const BackendOptions *options) {
+    REQUIRE(options->threads >= 0, "threads=%d", options->threads);
     Backend *be = xcalloc(1, sizeof *be);
-    be->threads = threads ? threads : cpu_all_threads();
+    be->threads = options->threads ? options->threads : cpu_all_threads();
     be->float_mode = float_mode_get();
     float_mode_set_team(be, float_mode_flushing(be->float_mode));
     gemm_open(be);
@@ -170,8 +171,20 @@ static ScratchPlan scratch_plan(const BackendLimits *l, int threads) {
     return p;
 }
 
-size_t backend_scratch_bytes(const BackendLimits *limits, int threads) {
-    return scratch_plan(limits, threads ? threads : cpu_all_threads()).total;
+size_t backend_scratch_bytes(const BackendLimits *limits, const BackendOptions *options) {
+    return scratch_plan(limits, options->threads ? options->threads : cpu_all_threads()).total;
+}
+
+size_t backend_overhead_bytes(const Backend *be) {
+    (void)be;
+    return 0;
+}
+
+size_t backend_memory_limit(const Backend *be, int processes) {
+    (void)be;
+    REQUIRE(processes >= 1, "%d processes", processes);
+    const double all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    return (size_t)(0.95 * all / processes); /* the rest: the system's, and the data's */
 }
 
 void backend_reserve(Backend *be, const BackendLimits *l) {
@@ -231,6 +244,12 @@ void backend_upload(Backend *be, void *dst, const void *host, size_t bytes) {
     if (bytes) memcpy(dst, host, bytes);
 }
 
+void backend_send(Backend *be, int32_t *dst, const int32_t *host, size_t count) {
+    const size_t most = size_mul((size_t)be->limits.B, (size_t)be->limits.T);
+    REQUIRE(count <= most, "%zu numbers of at most %zu", count, most);
+    backend_upload(be, dst, host, count * sizeof *dst);
+}
+
 void backend_download(Backend *be, void *host, const void *src, size_t bytes) {
     (void)be;
     if (bytes) memcpy(host, src, bytes);
@@ -242,6 +261,35 @@ void backend_upload_act(Backend *be, act_t *dst, const float *host, size_t n) {
 
 void backend_download_act(Backend *be, float *host, const act_t *src, size_t n) {
     backend_download(be, host, src, size_mul(n, sizeof *src));
+}
+
+/* Operations have run when they return: a read is done as soon as it begins. */
+void backend_read_begin(Backend *be, int slot, const void *src, size_t bytes) {
+    REQUIRE(slot >= 0 && slot < BACKEND_READ_SLOTS, "slot %d", slot);
+    REQUIRE(bytes > 0 && bytes <= BACKEND_READ_BYTES, "%zu bytes", bytes);
+    REQUIRE(be->reads[slot].bytes == 0, "slot %d holds a read already", slot);
+    be->reads[slot].bytes = bytes;
+    memcpy(be->reads[slot].content, src, bytes);
+}
+
+bool backend_read_ready(Backend *be, int slot) {
+    REQUIRE(slot >= 0 && slot < BACKEND_READ_SLOTS, "slot %d", slot);
+    REQUIRE(be->reads[slot].bytes > 0, "slot %d holds no read", slot);
+    return true;
+}
+
+void backend_read_end(Backend *be, int slot, void *host) {
+    REQUIRE(backend_read_ready(be, slot), "slot %d", slot);
+    memcpy(host, be->reads[slot].content, be->reads[slot].bytes);
+    be->reads[slot].bytes = 0;
+}
+
+void backend_synchronize(Backend *be) {
+    (void)be;
+}
+
+bool backend_memory_is_host(void) {
+    return true;
 }
 
 int64_t backend_allocations(const Backend *be) {

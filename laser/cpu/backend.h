@@ -25,6 +25,10 @@ struct Backend {
     int64_t allocations;
     double peak_flops;   /* 0: not measured yet */
     unsigned float_mode; /* the caller's, put back by backend_close */
+    struct {
+        size_t bytes; /* 0: nothing is being read */
+        char content[BACKEND_READ_BYTES];
+    } reads[BACKEND_READ_SLOTS];
 
     BackendLimits limits;
     char *scratch;        /* one block, NULL before backend_reserve; all below lies in it */

@@ -1,6 +1,6 @@
 /* cpu/classifier.c: logits, softmax and cross-entropy, for some tokens at a time, so that the
  * logits of all tokens never exist together. A chunk's logits become their own gradient in
- * place. */
+ * place. The rows that pad the vocabulary are not touched. */
 #include "laser/cpu/gemm.h"
 
 #include <math.h>
@@ -142,6 +142,7 @@ static void classifier_chunk(Backend *be, float *losses, const float *x, const i
 static void classifier_chunks(Backend *be, float *losses, const float *x, const int32_t *targets,
     const ClassifierArgs *a, const ClassifierGrads *out) {
     REQUIRE(be->scratch && a->V <= be->logits_ld, "V=%d, reserved %d", a->V, be->limits.V);
+    REQUIRE(a->Vp >= a->V, "V=%d, rows for %d", a->V, a->Vp);
     ClassifierGrads grads = out ? *out : (ClassifierGrads){0};
     const int chunks = (a->N + be->logits_rows - 1) / be->logits_rows;
     const int rows = (a->N + chunks - 1) / chunks;

@@ -180,18 +180,17 @@ static void adam_share(const Adam *k, const OptRange *ranges, int count, int thr
     }
 }
 
-void op_adamw(Backend *be, act_t *params, float *master, float *m, float *v, const float *grads,
-    const OptRange *ranges, int count, const AdamArgs *a, const StepState *s) {
+void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, const StepState *s) {
     if (s->skipped) return;
     REQUIRE(be->scratch, "no scratch is reserved");
     REQUIRE(s->updates >= 1, "updates=%lld: op_step_decide comes first", (long long)s->updates);
     Adam k = adam_of_step(a, s);
-    k.params = params, k.master = master, k.m = m, k.v = v, k.grads = grads;
+    k.params = x->params, k.master = x->master, k.m = x->m, k.v = x->v, k.grads = x->grads;
     if (k.update_clip > 0) {
-        for (int r = 0; r < count; r++)
-            if (ranges[r].count) adam_range_clipped(be, &k, &ranges[r]);
+        for (int r = 0; r < x->count; r++)
+            if (x->ranges[r].count) adam_range_clipped(be, &k, &x->ranges[r]);
         return;
     }
 #pragma omp parallel num_threads(be->threads)
-    adam_share(&k, ranges, count, cpu_thread(), cpu_team());
+    adam_share(&k, x->ranges, x->count, cpu_thread(), cpu_team());
 }

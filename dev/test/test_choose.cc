@@ -1,0 +1,46 @@
+/* test_choose.cc: which attention core serves which shape: the table of attn_choose, and what it
+ * says where a forced core cannot. Knows the choice, no core. */
+#include <string.h>
+
+#include "dev/test/test.h"
+#include "laser/cuda/attention.cuh"
+
+struct Row {
+    AttnShape shape; /* HD, T, major, softcap, bf16, has_cudnn */
+    AttnCore asked, want;
+    const char *why; /* part of the reason */
+};
+
+static const Row rows[] = {
+    {{128, 1024, 9, false, true, true}, ATTN_CORE_AUTO, ATTN_CORE_CUDNN, "fused"},
+    {{256, 1024, 9, false, true, true}, ATTN_CORE_AUTO, ATTN_CORE_CUDNN, "fused"},
+    {{64, 1024, 8, false, true, true}, ATTN_CORE_AUTO, ATTN_CORE_CUDNN, "fused"},
+    {{256, 1024, 8, false, true, true}, ATTN_CORE_AUTO, ATTN_CORE_GEMM, "128"},
+    {{512, 1024, 9, false, true, true}, ATTN_CORE_AUTO, ATTN_CORE_GEMM, "256"},
+    {{720, 1024, 9, false, true, true}, ATTN_CORE_AUTO, ATTN_CORE_GEMM, "256"},
+    {{20, 64, 9, false, true, true}, ATTN_CORE_AUTO, ATTN_CORE_GEMM, "multiples of 8"},
+    {{128, 1024, 9, true, true, true}, ATTN_CORE_AUTO, ATTN_CORE_GEMM, "cap"},
+    {{128, 1024, 9, false, false, true}, ATTN_CORE_AUTO, ATTN_CORE_GEMM, "bf16"},
+    {{128, 1024, 9, false, true, false}, ATTN_CORE_AUTO, ATTN_CORE_GEMM, "without cuDNN"},
+    {{128, 1024, 9, false, true, true}, ATTN_CORE_GEMM, ATTN_CORE_GEMM, "asked"},
+    {{128, 1024, 9, false, true, true}, ATTN_CORE_CUDNN, ATTN_CORE_CUDNN, "asked"},
+    {{512, 1024, 9, false, true, true}, ATTN_CORE_CUDNN, ATTN_CORE_AUTO, "256"},
+    {{128, 1024, 9, false, true, false}, ATTN_CORE_CUDNN, ATTN_CORE_AUTO, "without cuDNN"},
+};
+
+static void choices(Test *t) {
+    for (const Row &r : rows) {
+        const AttnChoice got = attn_choose(&r.shape, r.asked);
+        CHECK(t, got.core == r.want, "head size %d, capability %d, asked %d: core %d, want %d",
+            r.shape.HD, r.shape.major, (int)r.asked, (int)got.core, (int)r.want);
+        CHECK(t, strstr(got.why, r.why) != NULL, "head size %d: \"%s\", want \"%s\" in it",
+            r.shape.HD, got.why, r.why);
+    }
+}
+
+extern "C" const TestCase *test_choose(int *count) {
+    static const TestCase cases[] = {
+        {"choice: the attention core of each shape, and why", choices},
+    };
+    return TEST_TABLE(cases, count);
+}

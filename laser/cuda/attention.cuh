@@ -1,0 +1,70 @@
+/* cuda/attention.cuh: causal attention on a GPU. DESIGN: pre (LASER: V -> F), core, post (LASER: O
+ * -> log(kappa + O) + m). A core knows no variant: it computes O = softmax(q k^T) F and its
+ * gradients for whatever F is. Private to laser/cuda. */
+#ifndef LASER_CUDA_ATTENTION_CUH
+#define LASER_CUDA_ATTENTION_CUH
+
+#include "laser/cuda/backend.cuh"
+
+#ifndef LASER_ATTENTION
+#error "build with -DLASER_ATTENTION=1 (LASER) or 0 (standard)"
+#endif
+enum { LASER = LASER_ATTENTION };
+
+/* ---- choosing a core: pure, printable ---- */
+
+typedef struct AttnShape {
+    int HD, T;
+    int major; /* compute capability: 8 Ampere, 9 Hopper */
+    bool softcap;
+    bool bf16;
+    bool has_cudnn; /* built with it, and the library is new enough */
+} AttnShape;
+
+typedef struct AttnChoice {
+    AttnCore core;   /* GEMM or CUDNN */
+    const char *why; /* one clause, for the log */
+} AttnChoice;
+
+/* asked: ATTN_CORE_AUTO, or the core to force; one that cannot serve the shape: core is AUTO and
+ * why says what it lacks. */
+AttnChoice attn_choose(const AttnShape *shape, AttnCore asked);
+
+/* ---- cuDNN (attention_cudnn.cc, or attention_nocudnn.cu without it) ---- */
+
+/* All pointers act_t in device memory; strides in elements between sequences, tokens; heads lie HD
+ * apart. */
+typedef struct CudnnAttention {
+    int B, T, H, HD;
+    float scale, softcap;
+    const act_t *q, *k, *f; /* element (b, t, h, c) at b * seq + t * tok + h * HD + c */
+    int64_t qkv_seq, qkv_tok, f_seq, f_tok;
+    act_t *o;            /* (B, T, H, HD) dense; written by fwd, read by bwd */
+    float *lse;          /* (B, H, T) natural log; written by fwd, read by bwd */
+    const act_t *dO;     /* (B, T, H, HD) dense; bwd */
+    act_t *dq, *dk, *df; /* strides of q, k, f; bwd */
+    void *workspace;
+    size_t workspace_bytes;
+} CudnnAttention;
+
+bool cudnn_attention_available(void); /* built with it and version >= 9.13 */
+/* Bytes of workspace for a shape, forward and backward; builds and keeps the plans when be is
+ * given. With be NULL: an upper bound (deterministic backward: B H T T 2 bytes and less). */
+size_t cudnn_attention_workspace(Backend *be, int B, int T, int H, int HD);
+void cudnn_attention_fwd(Backend *be, const CudnnAttention *a);
+void cudnn_attention_bwd(Backend *be, const CudnnAttention *a);
+void cudnn_attention_close(Backend *be);
+void cudnn_attention_describe(char *text, size_t capacity); /* "cuDNN 9.13.0" or "no cuDNN" */
+
+/* ---- for backend.cu -------------------------------------------------------------------------- */
+
+/* The core for a head size and length on this device; dies with EXIT_USAGE where the one that the
+ * options force cannot serve them. */
+AttnChoice attention_core(const Backend *be, int HD, int T, bool softcap);
+size_t attention_scratch_bytes(
+    const BackendLimits *limits, const BackendOptions *options, int major);
+/* ", attention by ..." for the shape that is reserved */
+void attention_describe(const Backend *be, char *text, size_t capacity);
+void attention_reserve(Backend *be); /* builds what would take time inside a step */
+
+#endif

@@ -1,0 +1,23 @@
+/* cuda/attention_choose.cu: which attention core serves a shape: a pure function, so that the choice
+ * can be printed and tested. Knows what cores can do, not how. */
+#include "laser/cuda/attention.cuh"
+
+/* Why cuDNN cannot serve the shape, or NULL: head sizes as its backward pass has them, 9.13 on. */
+static const char *cudnn_lacks(const AttnShape *s) {
+    if (!s->bf16) return "cuDNN's attention takes bf16 alone";
+    if (!s->has_cudnn) return "built without cuDNN, or with one before 9.13";
+    if (s->softcap) return "cuDNN's attention has no soft cap on scores";
+    if (s->HD % 8 != 0) return "cuDNN's head sizes are multiples of 8";
+    if (s->major == 9 && s->HD > 256) return "cuDNN's head sizes end at 256 on Hopper";
+    if (s->major != 9 && s->HD > 128) return "cuDNN's head sizes end at 128 here";
+    return NULL;
+}
+
+AttnChoice attn_choose(const AttnShape *s, AttnCore asked) {
+    const char *lacks = cudnn_lacks(s);
+    if (asked == ATTN_CORE_GEMM) return AttnChoice{ATTN_CORE_GEMM, "as asked"};
+    if (asked == ATTN_CORE_CUDNN && lacks) return AttnChoice{ATTN_CORE_AUTO, lacks};
+    if (asked == ATTN_CORE_CUDNN) return AttnChoice{ATTN_CORE_CUDNN, "as asked"};
+    if (lacks) return AttnChoice{ATTN_CORE_GEMM, lacks};
+    return AttnChoice{ATTN_CORE_CUDNN, "one fused kernel each way"};
+}

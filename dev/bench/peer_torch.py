@@ -1,7 +1,9 @@
-"""GPT-2 124M training steps by PyTorch on the CPU, to be compared with ours: fp32, tied output
-layer, AdamW, random tokens; the fastest of fused and foreach AdamW, eager and compiled. Answers
+"""GPT-2 124M training steps by PyTorch, to be compared with ours: tied output layer, AdamW, random
+tokens; the fastest of fused and foreach AdamW, eager and compiled. On the CPU in fp32: answers
 lines on stdin as bench_train --serve does: "step" with milliseconds, "gemm" with the GFLOP/s of
-torch.mm. May not know what it is compared with."""
+torch.mm. With --device cuda: steps that follow each other without waiting, timed by CUDA events;
+--dtype bf16 computes by autocast and keeps fp32 parameters. May not know what it is compared
+with."""
 import argparse
 import signal
 import sys
@@ -12,7 +14,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 LAYERS, WIDTH, HEADS, VOCAB, POSITIONS = 12, 768, 12, 50257, 1024
-TRIAL_STEPS = 3
+TRIAL_STEPS, GROUPS = 3, 5
+CUDA_VOCAB = 50304  # padded: what GPUs like
 
 
 class Block(nn.Module):
@@ -38,9 +41,10 @@ class Block(nn.Module):
 
 
 class Gpt2(nn.Module):
-    def __init__(self):
+    def __init__(self, vocab):
         super().__init__()
-        self.wte = nn.Embedding(VOCAB, WIDTH)
+        self.vocab = vocab
+        self.wte = nn.Embedding(vocab, WIDTH)
         self.wpe = nn.Embedding(POSITIONS, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
         self.lnf = nn.LayerNorm(WIDTH)
@@ -53,15 +57,18 @@ class Gpt2(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = F.linear(self.lnf(x), self.wte.weight)
-        return F.cross_entropy(logits.view(-1, VOCAB), targets.view(-1))
+        return F.cross_entropy(logits.view(-1, self.vocab), targets.view(-1))
 
 
 class Trainer:
-    def __init__(self, batch, seq_len):
+    def __init__(self, args):
         torch.manual_seed(1)
-        self.model = Gpt2()
+        self.device, self.bf16 = args.device, args.dtype == "bf16"
+        self.cuda = self.device == "cuda"
+        self.model = Gpt2(CUDA_VOCAB if self.cuda else VOCAB).to(args.device)
         self.run = self.model
-        self.tokens, self.targets = torch.randint(VOCAB, (2, batch, seq_len)).unbind()
+        tokens = torch.randint(VOCAB, (2, args.batch, args.seq_len)).to(args.device)
+        self.tokens, self.targets = tokens.unbind()
         self.choose_optimizer("fused")
 
     def choose_optimizer(self, kind):
@@ -71,13 +78,20 @@ class Trainer:
         groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), **{kind: True})
 
+    def begin_step(self):
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.run(self.tokens, self.targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
     def step(self):
         """Milliseconds."""
         start = time.perf_counter()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.run(self.tokens, self.targets).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self.begin_step()
+        if self.cuda:
+            torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - start)
 
     def trial(self):
@@ -123,6 +137,18 @@ def try_compiled(trainer, eager_ms, limit):
     return note
 
 
+def steady_step(trainer, steps):
+    """Milliseconds a step, of so many that are handed over one after the other."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(steps):
+        trainer.begin_step()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / steps
+
+
 def gemm_gflops(side=1024, seconds=0.3):
     """The best of what fits into the time, as bench_train measures its own."""
     a, b = torch.randn(2, side, side).unbind()
@@ -139,6 +165,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=64)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--steps", type=int, default=20, help="cuda only: of each of 5 groups")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--compile-seconds", type=int, default=60,
                         help="give up on torch.compile after; 0: do not try")
@@ -146,11 +175,21 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    trainer = Trainer(args.batch, args.seq_len)
+    if args.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    trainer = Trainer(args)
     optimizer, eager_ms = fastest_optimizer(trainer)
     mode = "eager"
     if args.compile_seconds:
         mode = try_compiled(trainer, eager_ms, args.compile_seconds)
+    if trainer.cuda:
+        steady_step(trainer, 3)
+        ms = sorted(steady_step(trainer, args.steps) for _ in range(GROUPS))[GROUPS // 2]
+        print(f"PyTorch: step, median of {GROUPS} x {args.steps}: {ms:.3f} ms, "
+              f"{1e3 * args.batch * args.seq_len / ms:.1f} tokens/s "
+              f"({torch.__version__}, {args.dtype}, {mode}, {optimizer}, "
+              f"{torch.cuda.get_device_name()})")
+        return
     print(f"ready PyTorch {torch.__version__}, {mode}, {optimizer}, "
           f"{torch.get_num_threads()} threads", flush=True)
     for line in sys.stdin:

@@ -48,10 +48,10 @@ typedef struct BackendOptions {
 
 /* The largest shapes that the operations will see: scratch is taken once, from these. */
 typedef struct BackendLimits {
-    int B, T;  /* sequences in a micro-step, tokens in a sequence */
-    int C, F;  /* model width, MLP hidden size */
-    int H, HD; /* heads, head size */
-    int V;     /* vocabulary, the padding included where there is some */
+    int B, T;    /* sequences in a micro-step, tokens in a sequence */
+    int C, F;    /* model width, MLP hidden size */
+    int H, HD;   /* heads, head size */
+    int V;       /* vocabulary, the padding included where there is some */
     bool capped; /* attention scores have a soft cap */
 } BackendLimits;
 
@@ -202,11 +202,12 @@ void op_classifier_logits(
 /* Lives in backend memory, one per training run, so that a GPU decides alone whether a step is
  * applied. */
 typedef struct StepState {
-    double loss_sum;   /* of the step's token losses so far */
-    double grad_sumsq; /* squared global norm of the gradient, before clipping */
-    int64_t updates;   /* updates applied since the start: Adam's t */
-    int32_t skipped;   /* 1: loss or norm of this step is not finite and nothing was changed */
-    int32_t pad;
+    double loss_sum;     /* of the step's token losses so far */
+    double grad_sumsq;   /* squared global norm of the gradient, before clipping */
+    int64_t updates;     /* updates applied since the start: Adam's t */
+    int32_t skipped;     /* 1: loss or norm of this step is not finite and nothing was changed */
+    int32_t bad_weights; /* 1: an update met a weight that is not finite, which a fused ReLU may
+                            hide from the loss; set by op_adamw, no later step is applied */
 } StepState;
 
 void op_loss_add(
@@ -242,7 +243,7 @@ enum { OPT_WORK = 64 };
  * bias-corrected with t = s->updates;  u = mhat / (sqrt(vhat) + eps), 0 where v is 0;  master -= lr
  * * (u + wd * decay * (master - center)). params = master rounded. Nothing happens when
  * s->skipped. */
-void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, const StepState *s);
+void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s);
 
 #ifdef __cplusplus
 }

@@ -196,7 +196,7 @@ TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const int *BTHD), (be, qkv, 
     sign > 0 ? FWD : DX, 0, act_bytes(4, BTHD[0] * BTHD[1], BTHD[2] * BTHD[3]))
 TIMED(op_grad_norm, (Backend * be, StepState *s, const float *grads, size_t n), (be, s, grads, n),
     GRAD_NORM, FWD, 0, (double)(n * sizeof *grads))
-TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, const StepState *s),
+TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s),
     (be, x, a, s), ADAMW, FWD, 0, 7.0 * sizeof(float) * (double)times.model->table.elements)
 TIMED(backend_zero, (Backend * be, void *p, size_t bytes), (be, p, bytes), OTHER, FWD, 0,
     (double)bytes)

@@ -7,7 +7,9 @@ $(error SANITIZE=$(SANITIZE) is for BACKEND=cpu and emu; on a GPU, make gpu-chec
 endif
 $(call find,cuda)
 
-NVCC_FLAGS = -std=c++17 -O3 -lineinfo $(GENCODE) $(if $(filter 1,$(WERROR)),--Werror all-warnings) \
+# kernels a fifth as large in the file; drivers of CUDA 12 may not be able to read that
+COMPRESS := $(if $(filter-out 12.%,$(NVCC_VERSION)),--compress-mode=size)
+NVCC_FLAGS = -std=c++17 -O3 -lineinfo $(COMPRESS) $(GENCODE) $(if $(filter 1,$(WERROR)),--Werror all-warnings) \
 	-Xcompiler -Wall,-Wextra $(if $(filter-out default,$(origin CXX)),-ccbin $(CXX)) \
 	$(DEFINES) -I. -Ilaser/cuda/nvcc $(CUDA_INCLUDES:%=-isystem %) -MMD -MP -MF $(@:.o=.d)
 DEVICE_cuda = $(NVCC) -x cu $(NVCC_FLAGS)

@@ -32,7 +32,8 @@ gpu-binaries: build/bin/shard_tool
 		xargs -I FILE cp -L FILE $(GPU)/lib
 	@echo "built $(GPU), $$(du -sh $(GPU) | cut -f 1): make gpu-check runs it, here or where it is carried"
 gpu_programs: $(foreach v,$(VARIANTS),$(GPU_BINARIES:%=$(OUT)-$v/%))
-	@set -e; $(foreach v,$(VARIANTS),mkdir -p $(GPU_PLACE)-$v; cp $(GPU_BINARIES:%=$(OUT)-$v/%) $(GPU_PLACE)-$v;)
+	@set -e; $(foreach v,$(VARIANTS),mkdir -p $(GPU_PLACE)-$v; \
+		install -s $(GPU_BINARIES:%=$(OUT)-$v/%) $(GPU_PLACE)-$v;)
 
 # CARRIED=1: build/gpu as it is
 CARRIED = $(if $(shell dev/make/find_cuda.sh cuda | grep '^NVCC='),0,1)

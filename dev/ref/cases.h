@@ -21,6 +21,8 @@ static const EmbedCase embed_cases[] = {
     {"many repeats of few tokens", 3, 37, 33, 5, true, 1},
     {"each token about once", 2, 67, 130, 1009, true, 11.401754},
     {"wide", 1, 9, 1030, 11, true, 32.09361},
+    {"few tokens, each very often", 2, 2300, 16, 3, true, 1},
+    {"often and rarely, wide", 3, 100, 520, 9, true, 4},
 };
 
 typedef struct NormCase {
@@ -38,6 +40,10 @@ static const NormCase norm_cases[] = {
     {"mean much larger than the deviation", 6, 100, 1e-5, 1, 300, true, false},
     {"many tokens", 301, 17, 1e-5, 2, -1, true, true},
     {"wide, no delta", 4, 1027, 1e-6, 3, 1, false, false},
+    {"width 2048", 5, 2048, 1e-5, 1, 0.5, true, false},
+    {"width 3440", 6, 3440, 1e-6, 1, 0.5, true, true},
+    {"width 4104", 5, 4104, 1e-6, 1, 0, true, true},
+    {"more tokens than are summed at a time", 2100, 8, 1e-6, 1, 0, true, true},
     {"constant rows: only eps keeps it finite", 3, 48, 1e-6, 0, 2, false, false},
 };
 
@@ -76,6 +82,8 @@ static const ClassifierCase classifier_cases[] = {
     {"more tokens than a chunk of a small backend", 137, 24, 257, false, 30, 3},
     {"multiple of 128", 16, 64, 384, true, 0, 2},
     {"large vocabulary", 3, 16, 5003, true, 0, 1},
+    {"larger, odd, soft cap", 3, 16, 9001, true, 30, 3},
+    {"larger, soft cap", 3, 16, 9008, true, 30, 3},
     {"confident: other probabilities underflow", 5, 32, 97, false, 0, 60},
 };
 

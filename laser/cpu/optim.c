@@ -180,7 +180,7 @@ static void adam_share(const Adam *k, const OptRange *ranges, int count, int thr
     }
 }
 
-void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, const StepState *s) {
+void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s) {
     if (s->skipped) return;
     REQUIRE(be->scratch, "no scratch is reserved");
     REQUIRE(s->updates >= 1, "updates=%lld: op_step_decide comes first", (long long)s->updates);

@@ -41,10 +41,10 @@ __global__ static void square_cuts_kernel(
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-__global__ static void square_total_kernel(StepState *s, const double *sums) {
+__global__ static void square_total_kernel(StepState *s, const double *sums, int cuts) {
     static_assert((int)ONE_BLOCK == (int)SUM_CUTS, "a thread for each cut");
     SHARED_ARRAY(double, shared, WARP);
-    const double total = block_sum(sums[threadIdx.x], shared);
+    const double total = block_sum((int)threadIdx.x < cuts ? sums[threadIdx.x] : 0.0, shared);
     if (threadIdx.x == 0) s->grad_sumsq = total;
 }
 
@@ -54,18 +54,20 @@ void op_loss_add(Backend *be, StepState *s, const float *losses, size_t n) {
 
 void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n) {
     require_scratch(be);
-    const int64_t piece = (((int64_t)n + SUM_CUTS - 1) / SUM_CUTS + 15) & ~(int64_t)15;
+    const int64_t even = (((int64_t)n + SUM_CUTS - 1) / SUM_CUTS + 15) & ~(int64_t)15;
+    const int64_t piece = even > THREADS * VEC ? even : THREADS * VEC;
+    const int cuts = ceil_div((int64_t)n, piece);
     if (rows_aligned(0, sizeof(float), grads))
-        LAUNCH(square_cuts_kernel<VEC>, SUM_CUTS, THREADS, 0, be->stream, be->sums, grads,
-            (int64_t)n, piece);
-    else
-        LAUNCH(square_cuts_kernel<1>, SUM_CUTS, THREADS, 0, be->stream, be->sums, grads, (int64_t)n,
+        LAUNCH(square_cuts_kernel<VEC>, cuts, THREADS, 0, be->stream, be->sums, grads, (int64_t)n,
             piece);
-    LAUNCH(square_total_kernel, 1, ONE_BLOCK, 0, be->stream, s, (const double *)be->sums);
+    else
+        LAUNCH(square_cuts_kernel<1>, cuts, THREADS, 0, be->stream, be->sums, grads, (int64_t)n,
+            piece);
+    LAUNCH(square_total_kernel, 1, ONE_BLOCK, 0, be->stream, s, (const double *)be->sums, cuts);
 }
 
 __global__ static void step_decide_kernel(StepState *s) {
-    s->skipped = !isfinite(s->loss_sum) || !isfinite(s->grad_sumsq);
+    s->skipped = s->bad_weights || !isfinite(s->loss_sum) || !isfinite(s->grad_sumsq);
     s->updates += !s->skipped;
 }
 
@@ -88,6 +90,7 @@ typedef struct Adam {
     AdamArgs a;
     float rest1, rest2; /* 1 - beta */
     const AdamStep *step;
+    int32_t *bad_weights; /* becomes 1 */
 } Adam;
 
 __global__ static void adam_prepare_kernel(AdamStep *to, Adam k, const StepState *s) {
@@ -141,6 +144,10 @@ __device__ static inline double adam_elements(
         const float decay = k.a.weight_decay * r.decay;
 #pragma unroll
         for (int i = 0; i < N; i++) p[i] -= k.a.lr * (u[i] * factor + decay * (p[i] - r.center));
+        bool finite = true;
+#pragma unroll
+        for (int i = 0; i < N; i++) finite = finite && isfinite(p[i]);
+        if (!finite) *k.bad_weights = 1;
         store_vec<N>(k.x.master + e, p);
         if ((const void *)k.x.params != (const void *)k.x.master) store_vec<N>(k.x.params + e, p);
     }
@@ -228,20 +235,23 @@ template <int N> static void launch_adam(Backend *be, const Adam &k) {
         LAUNCH((adam_clipped_kernel<ADAM_MOMENTS, N>), grid, THREADS, 0, be->stream, k);
         LAUNCH((adam_clipped_kernel<ADAM_APPLY, N>), grid, THREADS, 0, be->stream, k);
     } else {
-        LAUNCH(adam_kernel<N>, be->sms * BLOCKS, THREADS, 0, be->stream, k);
+        const int64_t needed = ceil_div((int64_t)k.x.elements, THREADS * N),
+                      most = be->sms * BLOCKS;
+        LAUNCH(adam_kernel<N>, (int)(needed < most ? needed : most), THREADS, 0, be->stream, k);
     }
 }
 
-void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, const StepState *s) {
+void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s) {
     require_scratch(be);
+    REQUIRE(x->elements > 0, "%s", "the length of the arenas is needed");
     REQUIRE(x->count > 0 && x->count < 65536, "%d tensors", x->count);
     AdamStep *step = (AdamStep *)be->sums;
     Adam k = {};
     k.x = *x, k.a = *a;
     k.rest1 = (float)(1.0 - (double)a->beta1);
     k.rest2 = (float)(1.0 - (double)a->beta2);
-    k.step = step;
-    LAUNCH(adam_prepare_kernel, 1, 1, 0, be->stream, step, k, s);
+    k.step = step, k.bad_weights = &s->bad_weights;
+    LAUNCH(adam_prepare_kernel, 1, 1, 0, be->stream, step, k, (const StepState *)s);
     if (rows_aligned(0, sizeof(float), x->master, x->m, x->v, x->grads) &&
         rows_aligned(0, sizeof(act_t), x->params))
         launch_adam<VEC>(be, k);

@@ -223,6 +223,12 @@ cudnn9-cuda-$cuda_major of NVIDIA's repository, or pip install nvidia-cudnn-cu$c
     CUDNN_WHY="cuDNN $VERSION in $INCLUDE, cudnn_frontend \
 $(macro "$header" CUDNN_FRONTEND_MAJOR_VERSION).$(macro "$header" CUDNN_FRONTEND_MINOR_VERSION) in \
 ${frontend%/*}"
+    # newer frontends compile kernels of their own, whether they are used or not
+    if grep -qs nvrtcCreateProgram "${frontend%/*}"/cudnn_frontend/experimental/*.h; then
+        find_library nvrtc.h nvrtc nvrtc.h NVRTC ""
+        [ -n "$LIBRARY" ] || missing "CUDNN=1: this cudnn_frontend needs NVRTC of the CUDA toolkit"
+        CUDNN_LIBRARY="$CUDNN_LIBRARY $LIBRARY"
+    fi
 }
 
 # ---- what the Makefile takes ----------------------------------------------------------------

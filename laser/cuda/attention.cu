@@ -52,7 +52,7 @@ size_t attention_scratch_bytes(const BackendLimits *l, const BackendOptions *opt
     size_t cudnn = 0;
     if (may_use_cudnn(l, options, major))
         cudnn = size_add(cudnn_acts_bytes(l->B, l->T, l->H, l->HD),
-            cudnn_attention_workspace(NULL, l->B, l->T, l->H, l->HD));
+            cudnn_attention_workspace(l->B, l->T, l->H, l->HD));
     const size_t budget = options->attn_budget ? options->attn_budget : ATTENTION_BUDGET;
     return attention_plan(l->B, l->T, l->H, l->HD, budget, cudnn, 0).total;
 }
@@ -72,15 +72,30 @@ void attention_describe(const Backend *be, char *text, size_t capacity) {
         choice.core == ATTN_CORE_CUDNN ? "cuDNN" : "products", choice.why);
 }
 
+cudaStream_t cudnn_stream_of(const Backend *be) {
+    return be->stream;
+}
+
+CudnnPlans **cudnn_plans_of(Backend *be) {
+    return &be->cudnn;
+}
+
+/* The shape of a call: q and k as they lie in qkv, and so standard's values; LASER's F dense. */
+static CudnnAttention cudnn_shape(int B, int T, int H, int HD) {
+    const int64_t W = (int64_t)H * HD;
+    CudnnAttention c = {};
+    c.B = B, c.T = T, c.H = H, c.HD = HD;
+    c.qkv_seq = (int64_t)T * 3 * W, c.qkv_tok = 3 * W;
+    c.f_seq = LASER ? (int64_t)T * W : c.qkv_seq, c.f_tok = LASER ? W : c.qkv_tok;
+    return c;
+}
+
 void attention_reserve(Backend *be) {
     const BackendLimits *l = &be->limits;
     if (!may_use_cudnn(l, &be->options, be->major)) return;
-    const size_t need = cudnn_attention_workspace(be, l->B, l->T, l->H, l->HD);
-    const size_t planned = cudnn_attention_workspace(NULL, l->B, l->T, l->H, l->HD);
-    if (need > planned)
-        die(EXIT_IO,
-            "cuDNN asks for %zu bytes of workspace, %zu were planned: use --attn-core gemm", need,
-            planned);
+    CudnnAttention c = cudnn_shape(l->B, l->T, l->H, l->HD);
+    c.softcap = l->capped ? 1.0f : 0.0f; /* whether there is one is all that a plan knows */
+    cudnn_attention_build(be, &c);
 }
 
 /* ---- the operations -------------------------------------------------------------------------- */
@@ -130,18 +145,15 @@ static Rows all_rows(const AttentionArgs *a) {
     return Rows{0, a->B * a->H, a->H, 0, a->T, a->HD, a->HD};
 }
 
-/* q, k and standard's v as they lie in qkv; LASER's F in the core's memory, workspace behind it. */
+/* LASER's F lies in the core's memory, the workspace behind it and dO. */
 static CudnnAttention cudnn_args(Backend *be, const Attention *x, const act_t *qkv) {
     const AttentionArgs *a = x->a;
     const int64_t W = (int64_t)a->H * a->HD;
     const size_t acts = cudnn_acts_bytes(a->B, a->T, a->H, a->HD);
-    CudnnAttention c = {};
-    c.B = a->B, c.T = a->T, c.H = a->H, c.HD = a->HD;
+    CudnnAttention c = cudnn_shape(a->B, a->T, a->H, a->HD);
     c.scale = a->scale;
     c.softcap = a->softcap;
     c.q = qkv, c.k = qkv + W, c.f = LASER ? (const act_t *)x->core : qkv + 2 * W;
-    c.qkv_seq = (int64_t)a->T * 3 * W, c.qkv_tok = 3 * W;
-    c.f_seq = LASER ? (int64_t)a->T * W : c.qkv_seq, c.f_tok = LASER ? W : c.qkv_tok;
     c.lse = a->lse;
     c.workspace = x->core + acts;
     c.workspace_bytes = be->plan.attention_bytes - x->plan.core - acts;

@@ -4,6 +4,7 @@
 #ifndef LASER_CUDA_ATTENTION_CUH
 #define LASER_CUDA_ATTENTION_CUH
 
+#include "laser/cuda/attention_cudnn.cuh"
 #include "laser/cuda/backend.cuh"
 
 #ifndef LASER_ATTENTION
@@ -29,32 +30,6 @@ typedef struct AttnChoice {
 /* asked: ATTN_CORE_AUTO, or the core to force; one that cannot serve the shape: core is AUTO and
  * why says what it lacks. */
 AttnChoice attn_choose(const AttnShape *shape, AttnCore asked);
-
-/* ---- cuDNN (attention_cudnn.cc, or attention_nocudnn.cu without it) ---- */
-
-/* All pointers act_t in device memory; strides in elements between sequences, tokens; heads lie HD
- * apart. */
-typedef struct CudnnAttention {
-    int B, T, H, HD;
-    float scale, softcap;
-    const act_t *q, *k, *f; /* element (b, t, h, c) at b * seq + t * tok + h * HD + c */
-    int64_t qkv_seq, qkv_tok, f_seq, f_tok;
-    act_t *o;            /* (B, T, H, HD) dense; written by fwd, read by bwd */
-    float *lse;          /* (B, H, T) natural log; written by fwd, read by bwd */
-    const act_t *dO;     /* (B, T, H, HD) dense; bwd */
-    act_t *dq, *dk, *df; /* strides of q, k, f; bwd */
-    void *workspace;
-    size_t workspace_bytes;
-} CudnnAttention;
-
-bool cudnn_attention_available(void); /* built with it and version >= 9.13 */
-/* Bytes of workspace for a shape, forward and backward; builds and keeps the plans when be is
- * given. With be NULL: an upper bound (deterministic backward: B H T T 2 bytes and less). */
-size_t cudnn_attention_workspace(Backend *be, int B, int T, int H, int HD);
-void cudnn_attention_fwd(Backend *be, const CudnnAttention *a);
-void cudnn_attention_bwd(Backend *be, const CudnnAttention *a);
-void cudnn_attention_close(Backend *be);
-void cudnn_attention_describe(char *text, size_t capacity); /* "cuDNN 9.13.0" or "no cuDNN" */
 
 /* ---- for backend.cu -------------------------------------------------------------------------- */
 

@@ -2,14 +2,16 @@
  * can be printed and tested. Knows what cores can do, not how. */
 #include "laser/cuda/attention.cuh"
 
-/* Why cuDNN cannot serve the shape, or NULL: head sizes as its backward pass has them, 9.13 on. */
+/* Why cuDNN cannot serve the shape, or NULL: what its deterministic backward pass has, 9.13 on. */
 static const char *cudnn_lacks(const AttnShape *s) {
     if (!s->bf16) return "cuDNN's attention takes bf16 alone";
     if (!s->has_cudnn) return "built without cuDNN, or with one before 9.13";
-    if (s->softcap) return "cuDNN's attention has no soft cap on scores";
+    if (s->T == 1) return "cuDNN's attention needs more than one token";
     if (s->HD % 8 != 0) return "cuDNN's head sizes are multiples of 8";
     if (s->major == 9 && s->HD > 256) return "cuDNN's head sizes end at 256 on Hopper";
     if (s->major != 9 && s->HD > 128) return "cuDNN's head sizes end at 128 here";
+    if (s->softcap && s->major != 8 && s->major != 9)
+        return "cuDNN caps scores on Ampere and Hopper alone";
     return NULL;
 }
 

@@ -51,7 +51,11 @@ ifeq ($(SANITIZE),1)
 INSTRUMENT := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
 OPTIMIZE := -O1 -march=$(ARCH) -ffp-contract=fast -fno-math-errno -fno-trapping-math
 endif
-ifeq ($(SANITIZE),thread) # libgomp is not instrumented: its barriers would look like races
+INSTRUMENT_KERNELS :=
+ifeq ($(BACKEND)-$(SANITIZE),emu-thread) # the emulator stands in for the sanitizer's library
+INSTRUMENT := -g
+INSTRUMENT_KERNELS := -fsanitize=thread
+else ifeq ($(SANITIZE),thread) # libgomp is not instrumented: its barriers would look like races
 INSTRUMENT := -fsanitize=thread -g
 OPTIMIZE := -O1 -march=$(ARCH) -ffp-contract=fast
 OPENMP := -Wno-unknown-pragmas
@@ -64,7 +68,8 @@ MPI_COMPILE := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:compile))
 MPI_LINK := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link))
 
 # How files with kernels, and tests of them, are compiled; how programs are linked, and with what
-DEVICE_emu = $(CXX) -x c++ -Idev/emu/include $(CXX_FLAGS) -Wno-unknown-pragmas $(if $(filter 0,$(SANITIZE)),-O2)
+DEVICE_emu = $(CXX) -x c++ -Idev/emu/include $(CXX_FLAGS) -Wno-unknown-pragmas $(if $(filter-out 1,$(SANITIZE)),-O2) \
+	$(if $(filter dev/emu/%,$<),,$(INSTRUMENT_KERNELS))
 MAIN_cpu = $(CC) -x c $(C_FLAGS)
 MAIN_emu = $(MAIN_cpu)
 LINK_cpu = $(CC)
@@ -95,8 +100,8 @@ TEST_SOURCES := test_gpt.c $(filter-out dev/test/groups_%,$(wildcard dev/test/*.
 BENCH_SOURCES := dev/bench/median.c dev/bench/op_times$(if $(filter-out cpu,$(BACKEND)),_none).c
 WRAP_cpu := @dev/bench/op_times.link
 # Files that know which attention is built: their objects are not shared
-VARIANT_FILES := laser/cpu/attention% laser/cpu/backend.c laser/cuda/attention% laser/cuda/laser% \
-	laser/cuda/backend.cu dev/test/%.cc
+VARIANT_FILES := laser/cpu/attention% laser/cpu/backend.c laser/cuda/laser% laser/cuda/backend.cu dev/test/%.cc \
+	$(filter-out %cudnn.cu %cudnn.cc,$(wildcard laser/cuda/attention*))
 
 FEATURES_cpu := $(BLAS)
 CONFIG := $(strip $(BACKEND) $(PRECISION) $(FEATURES_$(BACKEND)) mpi$(MPI) $(filter-out native,$(ARCH)) \
@@ -236,7 +241,7 @@ help:
 	@echo '  GPU_ARCH=native|90a|"80 90a" ($(GPU_ARCH))  cuda; default: the GPU of this machine, else 80 90a ptx'
 	@echo '  CUDNN=0|1                    ($(CUDNN))  cuda; default: 1 where its headers are found'
 	@echo '  NVCC= CUDA_HOME=             ($(NVCC))  cuda; where to look first'
-	@echo '  SANITIZE=0|1|thread          ($(SANITIZE))  cpu, emu; 1: address and undefined behaviour'
+	@echo '  SANITIZE=0|1|thread          ($(SANITIZE))  cpu, emu; 1: address and undefined behaviour; thread: races'
 	@echo '  ARCH=native|x86-64-v3|...    ($(ARCH))  what -march gets'
 	@echo '  CC CXX CFLAGS CXXFLAGS LDFLAGS WERROR=0|1'
 

@@ -4,7 +4,8 @@
 # programs in one order, the others in each of ORDERS; the first of those runs all tests. Of
 # standard attention's programs only what differs from LASER's is run, for they share all other
 # objects. As many at a time as there are cores; JOBS=N changes that. Prints one line for each run,
-# more for one that failed. Ends with "N passed, N failed[, N skipped]"; exit code 0: all passed, 1: not.
+# more for one that failed. Ends with "N passed, N failed[, N skipped]"; exit code 0: all passed, 1:
+# not.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 
@@ -29,7 +30,7 @@ plan() { # PROGRAM: appends to runs what is run of it: order, program, options; 
         *-standard/*) only="|--filter|attention:" ;;
         *) for name in "${KERNELS[@]}"; do only+="|--filter|$name"; done ;;
     esac
-    if [[ $1 == *-san1-* ]]; then
+    if [[ $1 == *-san* ]]; then
         runs+=("random:2|$1$only")
         return
     fi
@@ -70,7 +71,7 @@ report() { # INDEX
 for program in "$@"; do plan "$program"; done
 # those that take longest go first: sanitized, then without a filter
 mapfile -t runs < <(printf '%s\n' "${runs[@]}" |
-    awk '{ print (/-san1-/ ? 0 : /--filter/ ? 2 : 1) "|" $0 }' | sort -s -t '|' -k 1,1 | cut -c 3-)
+    awk '{ print (/-san/ ? 0 : /--filter/ ? 2 : 1) "|" $0 }' | sort -s -t '|' -k 1,1 | cut -c 3-)
 for i in "${!runs[@]}"; do
     while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
     run "$i" &

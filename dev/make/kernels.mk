@@ -6,7 +6,7 @@
 PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 EMU_MAKE = $(MAKE) --no-print-directory -s BACKEND=emu
 EMU_PRECISIONS := $(if $(filter file,$(origin PRECISION)),bf16 fp32,$(PRECISION))
-EMU_SANITIZE := $(if $(filter file,$(origin SANITIZE)),1 0,$(SANITIZE))
+EMU_SANITIZE := $(if $(filter file,$(origin SANITIZE)),1 thread 0,$(SANITIZE))
 EMU_CONFIGS := $(foreach p,$(EMU_PRECISIONS),$(foreach s,$(EMU_SANITIZE),"PRECISION=$p SANITIZE=$s"))
 check_emu:
 	@set -e; for config in $(EMU_CONFIGS); do $(EMU_MAKE) $(PARALLEL) testers $$config; done

@@ -214,7 +214,8 @@ void ref_classifier_bwd(
  * The cap does not enlarge tau. With mean tau over the softmax written tau', a probability is off
  * by the factor tau + tau' + gamma(V) + 2 FN, and so is its part in the gradient of a logit; the
  * slope of the cap, 1 - t^2, is off by 2 tau / cap + FN. Sums over V or N carry those errors
- * weighted, and their own gamma. */
+ * weighted, and their own gamma. Gradients of logits may be stored as activations are before they
+ * are summed: then each is off by act_u of itself more; logits are not. */
 void ref_classifier_bound(const RefClassifierTol *tol, double grad_scale, const double *x,
     const int32_t *targets, const RefClassifier *a) {
     size_t count = (size_t)a->N * (size_t)a->V;
@@ -240,6 +241,7 @@ void ref_classifier_bound(const RefClassifierTol *tol, double grad_scale, const 
             err[n * a->V + v] = grad_scale * (p * (t[v] + common) * slope + e * slope_err);
             err[n * a->V + v] += REF_TINY * (1 + grad_scale);
             grad[n * a->V + v] = grad_scale * e * slope;
+            err[n * a->V + v] += tol->act_u * (grad[n * a->V + v] + err[n * a->V + v]);
         }
     }
     if (tol->logits) memcpy(tol->logits, tau, count * sizeof *tau);

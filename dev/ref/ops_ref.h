@@ -111,6 +111,7 @@ void ref_classifier_bwd(
  * NULL. */
 typedef struct RefClassifierTol {
     double *logits, *losses, *dx, *dw, *dbias;
+    double act_u; /* in: 0, or the unit roundoff of narrow activations, 2^-8 */
 } RefClassifierTol;
 void ref_classifier_bound(const RefClassifierTol *tol, double grad_scale, const double *x,
     const int32_t *targets, const RefClassifier *a);

@@ -1,9 +1,11 @@
 /* fixture.c: a model with its optimizer for tests, and the fixtures of dev/ref/model_ref.py. */
 #include "dev/test/fixture.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/ref/ops_ref.h"
 #include "dev/test/tensor.h"
 #include "laser/base.h"
 
@@ -58,6 +60,26 @@ float *rig_logits(Rig *r, int rows) {
             &r->m, logits + (size_t)at * V, at, left < MODEL_LOGIT_ROWS ? left : MODEL_LOGIT_ROWS);
     }
     return logits;
+}
+
+double rig_error(const ModelConfig *c, bool backward) {
+    const int sums[] = {c->C, c->F, c->H * c->HD, c->T, backward ? c->V : 1};
+    const int operations = (10 * c->L + 3) * (backward ? 2 : 1);
+    int longest = 1;
+    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++)
+        longest = sums[i] > longest ? sums[i] : longest;
+    return ACT_U > 0 ? 2 * sqrt(operations) * ACT_U : operations * ref_gamma(longest);
+}
+
+double rig_difference(const float *got, const float *want, size_t n) {
+    double worst = 0, largest = 0, off = 0, all = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double w = (double)want[i], d = fabs((double)got[i] - w);
+        if (!isfinite(d)) return INFINITY;
+        worst = fmax(worst, d), largest = fmax(largest, fabs(w));
+        off += d * d, all += w * w;
+    }
+    return ACT_U > 0 ? sqrt(off / all) : worst / largest;
 }
 
 /* ---- fixtures -------------------------------------------------------------------------------- */

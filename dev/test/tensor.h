@@ -17,6 +17,9 @@ typedef struct Tensor {
                    outputs */
 } Tensor;
 
+/* Unit roundoff of activations that are narrower than float; 0 where they are float. */
+#define ACT_U (sizeof(act_t) < sizeof(float) ? 0x1p-8 : 0.0)
+
 enum { BENCH_TENSORS = 32 };
 typedef struct Bench {
     Test *t;
@@ -33,6 +36,8 @@ typedef struct Bench {
 /* As every test opens the backend: nothing is timed, no file is kept. */
 BackendOptions bench_options(int threads);
 void bench_open(Bench *b, Test *t, const char *label, const BackendLimits *limits, int threads);
+void bench_open_with(Bench *b, Test *t, const char *label, const BackendLimits *limits,
+    const BackendOptions *options);
 /* Checks that no tensor was written past its end, and frees everything. */
 void bench_close(Bench *b);
 double *bench_doubles(Bench *b, size_t n); /* zeroed; freed by bench_close */
@@ -82,7 +87,8 @@ double *scaled(double *sums, size_t n, double factor); /* in place; returns sums
 
 /* Makes the tensors of a case and calls the operations. */
 typedef void OpRun(Bench *b, const void *c);
-/* Runs the case with each of three numbers of threads: every tensor must hold the same bits. */
+/* Runs the case with each of three numbers of threads (emulated: two): every tensor must hold the
+ * same bits. */
 void bench_same_bits(Test *t, OpRun *run, const void *c, const char *label, const int *threads);
 
 /* NAME_cases, NAME_run and NAME_check. One thread: that others give the same bits is a test of its
@@ -99,6 +105,10 @@ void bench_same_bits(Test *t, OpRun *run, const void *c, const char *label, cons
 #define BENCH_EACH_SAME_BITS(t, name, threads)                                                     \
     for (size_t i = 0; i < sizeof name##_cases / sizeof *name##_cases; i++)                        \
     bench_same_bits((t), name##_run, &name##_cases[i], name##_cases[i].label, (threads))
+
+/* Kernels run on a CPU, where a thread costs as much as a call: a test with many repetitions makes
+ * fewer of them. */
+bool bench_emulated(void);
 
 /* OpenBLAS splits the inner dimension of a product by the number of threads. */
 bool bench_threads_cut_sums(void);

@@ -35,6 +35,7 @@ const TestCase *test_products(int *count);
 const TestCase *test_precision(int *count);
 const TestCase *test_start(int *count);
 const TestCase *test_model(int *count);
+const TestCase *test_torch(int *count);
 const TestCase *test_data(int *count);
 const TestCase *test_runs(int *count);
 const TestCase *test_config(int *count);

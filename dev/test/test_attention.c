@@ -13,9 +13,6 @@
 
 enum { QKV, OUT, LSE, DOUT, DQKV, SAVED };
 
-/* Unit roundoff of activations that are narrower than float; 0 where they are float. */
-#define ACT_U (sizeof(act_t) < sizeof(float) ? 0x1p-8 : 0.0)
-
 static bool is_laser(void) {
     return strcmp(backend_attention(), "laser") == 0;
 }

@@ -67,9 +67,9 @@ static void embed_check(Bench *b, const EmbedCase *c) {
         scaled(added_tol, table, ref_gamma(c->B + 2)));
 
     RefEmbed wrong = a;
-    wrong.scale *= 1.001;
+    wrong.scale *= 1.001 + 8 * ACT_U; /* what storage rounds must be small beside it */
     ref_embed_fwd(x, wte, pos, &wrong);
-    bench_compare_planted(b, "scale larger by 1e-3", &at[EMBED_X], x, tol);
+    bench_compare_planted(b, "scale larger", &at[EMBED_X], x, tol);
     wrong = a, wrong.B = c->B - 1; /* the last sequence is forgotten */
     dwte = tensor_copy(b, &at[EMBED_DWTE]);
     ref_embed_bwd(dwte, dpos, 0, dx, &wrong);
@@ -173,6 +173,32 @@ static NormTol norm_tol(Bench *b, size_t N, size_t C) {
     return tol;
 }
 
+static void norm_planted(
+    Bench *b, const NormCase *c, const RefNorm *right, const double *x, const NormTol *tol) {
+    Tensor *at = b->tensors;
+    const size_t n = at[NORM_DX].n, C = (size_t)c->C;
+    const double *dout = at[NORM_DOUT].in;
+    double *sum = bench_doubles(b, n), *out = bench_doubles(b, n), *written = bench_doubles(b, n);
+    double *dw = bench_doubles(b, C), *db = bench_doubles(b, C);
+    RefNorm wrong = *right;
+    wrong.eps = 0;
+    ref_norm_fwd(sum, out, NULL, NULL, x, NULL, &wrong);
+    if (c->std < 0.01) bench_compare_planted(b, "epsilon ignored", &at[NORM_OUT], out, tol->out);
+    wrong = *right, wrong.N = c->N - 1;
+    double *dx = tensor_copy(b, &at[NORM_DX]);
+    ref_norm_bwd(dx, dw, db, 0, dout, x, &wrong);
+    /* two channels become +1 and -1 whatever they are: what reaches dx is below narrow rounding */
+    if (ACT_U == 0 || c->C > 2)
+        bench_compare_planted(b, "last token missing", &at[NORM_DX], dx, tol->dx);
+    bench_compare_planted(b, "last token missing", &at[NORM_DW], dw, tol->dw);
+    bench_compare_planted(b, "last token missing", &at[NORM_DB], db, tol->db);
+    ref_norm_bwd(written, dw, db, 0, dout, x, right);
+    bench_compare_planted(b, "dx written, not added", &at[NORM_DX], written, tol->dx);
+    dx = tensor_copy(b, &at[NORM_DX]);
+    for (size_t i = 0; i < n; i++) dx[i] += dout[i] * right->w[i % C];
+    bench_compare_planted(b, "scale and bias alone in dx", &at[NORM_DX], dx, tol->dx);
+}
+
 static void norm_check(Bench *b, const NormCase *c) {
     Tensor *at = b->tensors;
     const size_t n = at[NORM_X_IN].n, N = (size_t)c->N, C = (size_t)c->C;
@@ -206,19 +232,7 @@ static void norm_check(Bench *b, const NormCase *c) {
     bench_compare(b, "dw added", &at[NORM_DW_ADDED], dw2, tol.dw);
     bench_compare(b, "db added", &at[NORM_DB_ADDED], db2, tol.db);
 
-    if (c->C == 1 || c->std == 0) return; /* nothing but the bias comes out */
-    RefNorm wrong = a;
-    wrong.eps = 0;
-    ref_norm_fwd(x, out, NULL, NULL, x, NULL, &wrong);
-    if (c->std < 0.01) bench_compare_planted(b, "epsilon ignored", &at[NORM_OUT], out, tol.out);
-    wrong = a, wrong.N = c->N - 1;
-    dx = tensor_copy(b, &at[NORM_DX]);
-    ref_norm_bwd(dx, dw, db, 0, dout, x, &wrong);
-    bench_compare_planted(b, "last token missing", &at[NORM_DX], dx, tol.dx);
-    bench_compare_planted(b, "last token missing", &at[NORM_DW], dw, tol.dw);
-    bench_compare_planted(b, "last token missing", &at[NORM_DB], db, tol.db);
-    ref_norm_bwd(zero, dw, db, 0, dout, x, &a);
-    bench_compare_planted(b, "dx written, not added", &at[NORM_DX], zero, tol.dx);
+    if (c->C > 1 && c->std > 0) norm_planted(b, c, &a, x, &tol); /* else only the bias comes out */
 }
 
 /* ---- rotary positions ------------------------------------------------------------------------ */

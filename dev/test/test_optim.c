@@ -298,8 +298,7 @@ static void adam_check(Bench *b, const AdamCase *c) {
     const double *master = tensor_read(b, &at[ADAM_MASTER]);
     for (int r = 0; r < COUNT(ranges); r++) {
         for (size_t i = ranges[r].offset; i < ranges[r].offset + ranges[r].count; i++) {
-            CHECK_NEAR(
-                b->t, params[i], master[i], sizeof(act_t) == 4 ? 0 : 0x1p-8 * fabs(master[i]));
+            CHECK_NEAR(b->t, params[i], master[i], ACT_U * fabs(master[i]));
         }
     }
     adam_planted(b, c, &a, &want);

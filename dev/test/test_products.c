@@ -64,8 +64,24 @@ static void linear_run(Bench *b, const void *opaque) {
     op_linear_bwd(b->be, NULL, dw2, c->bias ? db2 : NULL, 1, dy, xact, &a);
 }
 
+/* How far gelu is off where its argument is by e: its slope changes by at most 0.8 e on the way. */
+static double gelu_error(double x, double e) {
+    return (fabs(ref_act_grad(x, REF_GELU)) + 0.8 * e) * e;
+}
+
+/* The tanh form of gelu against others: that with erf differs by up to 5e-4; with narrow
+ * activations, which hide that, x / (1 + exp(-1.702 x)), by up to 0.02. */
+static void linear_planted_gelu(Bench *b, double *y, const double *pre, const double *tol) {
+    const Tensor *got = &b->tensors[LIN_Y];
+    for (size_t i = 0; i < got->n; i++) {
+        const double x = pre[i];
+        y[i] = ACT_U > 0 ? x / (1 + exp(-1.702 * x)) : 0.5 * x * (1 + erf(x / sqrt(2)));
+    }
+    bench_compare_planted(b, "another gelu", got, y, tol);
+}
+
 /* y: a sum of IC products and the bias, off by tau = gamma(IC + 1) * absolute sum; gelu has slope
- * <= 1.13 and its own FN |pre|. */
+ * <= 1.13 and its own FN |pre|. Narrow: gelu is taken of the pre that was rounded and kept. */
 static void linear_check_fwd(Bench *b, const LinearCase *c) {
     Tensor *at = b->tensors;
     const size_t ny = at[LIN_Y].n, nx = at[LIN_X].n, nw = at[LIN_W].n;
@@ -78,7 +94,10 @@ static void linear_check_fwd(Bench *b, const LinearCase *c) {
     scaled(tol, ny, ref_gamma(c->IC + 1));
     if (c->act == REF_GELU) {
         bench_compare(b, "pre", &at[LIN_PRE], pre, tol);
-        for (size_t i = 0; i < ny; i++) tol[i] = 1.13 * tol[i] + REF_FN * fabs(pre[i]);
+        for (size_t i = 0; i < ny; i++) {
+            const double rounded = gelu_error(pre[i], ACT_U * (fabs(pre[i]) + tol[i]));
+            tol[i] = 1.13 * tol[i] + REF_FN * fabs(pre[i]) + rounded;
+        }
     }
     bench_compare(b, "y", &at[LIN_Y], y, tol);
 
@@ -93,15 +112,12 @@ static void linear_check_fwd(Bench *b, const LinearCase *c) {
         bench_compare_planted(b, "bias ignored", &at[LIN_Y], y, tol);
         a.bias = at[LIN_BIAS].in;
     }
-    if (c->act == REF_GELU) { /* the form with erf differs by up to 5e-4 */
-        for (size_t i = 0; i < ny; i++) y[i] = 0.5 * pre[i] * (1 + erf(pre[i] / sqrt(2)));
-        bench_compare_planted(b, "gelu with erf", &at[LIN_Y], y, tol);
-    }
+    if (c->act == REF_GELU) linear_planted_gelu(b, y, pre, tol);
 }
 
 /* dw, dbias: sums of N terms. dx: a sum of OC products, times the slope of the activation; the
  * slope of gelu is off by FN (1 + 0.8 |x| + 0.107 |x|^3), from 0.5 FN in (1 + t) / 2 and 2 FN in 1
- * - t^2. */
+ * - t^2. Narrow: the sum is rounded before it meets the slope; that of relu, 0 or 1, keeps it. */
 static void linear_check_bwd(Bench *b, const LinearCase *c) {
     Tensor *at = b->tensors;
     const size_t nx = at[LIN_X].n, nw = at[LIN_W].n, OC = (size_t)c->OC;
@@ -121,6 +137,7 @@ static void linear_check_bwd(Bench *b, const LinearCase *c) {
         double p = fabs(pre[i]), slope = fabs(ref_act_grad(pre[i], c->act));
         double slope_err = c->act == REF_GELU ? REF_FN * (1 + 0.8 * p + 0.107 * p * p * p) : 0;
         dx_tol[i] *= ref_gamma(c->OC) * slope + slope_err;
+        if (c->act == REF_GELU) dx_tol[i] += ACT_U * fabs(dx[i]);
     }
     bench_compare(b, "dx", &at[LIN_DX], dx, dx_tol);
     bench_compare(b, "dw", &at[LIN_DW], dw, dw_tol);
@@ -224,19 +241,23 @@ static void classifier_planted(
     Tensor *at = b->tensors;
     const double *x = at[CLASS_X].in;
     RefClassifier wrong = *right;
-    /* one padding row of the table, all zero, receives probability */
-    double *padded = bench_doubles(b, product(c->V + 1, c->C));
+    /* one padding row of the table, all zero, receives probability; rounded gradients of logits
+     * hide that of one row, not that of as many as there are */
+    const int extra = ACT_U > 0 ? c->V : 1;
+    double *padded = bench_doubles(b, product(c->V + extra, c->C));
     memcpy(padded, right->w, product(c->V, c->C) * sizeof *padded);
-    double *padded_bias = bench_doubles(b, (size_t)c->V + 1);
+    double *padded_bias = bench_doubles(b, (size_t)(c->V + extra));
     if (c->bias) memcpy(padded_bias, right->bias, (size_t)c->V * sizeof *padded_bias);
     wrong.w = padded, wrong.bias = padded_bias, wrong.V = c->V + 1;
     /* with huge logits or a large vocabulary the probability of one more entry is below rounding */
     if (c->logit_std < 10 && c->V < 1000) {
         ClassifierWant want = classifier_want(b, &wrong, x);
         bench_compare_planted(b, "padding in loss", &at[CLASS_LOSS], want.losses, tol->losses);
+        wrong.V = c->V + extra;
+        want = classifier_want(b, &wrong, x);
         bench_compare_planted(b, "padding in dx", &at[CLASS_DX], want.dx, tol->dx);
     }
-    wrong = *right, wrong.softcap = c->softcap * 1.01, wrong.bias = NULL;
+    wrong = *right, wrong.softcap = c->softcap * (ACT_U > 0 ? 1.5 : 1.01), wrong.bias = NULL;
     ClassifierWant want = classifier_want(b, &wrong, x);
     if (c->softcap > 0 || c->bias) {
         bench_compare_planted(
@@ -259,7 +280,7 @@ static void classifier_check(Bench *b, const ClassifierCase *c) {
         float_value(c->softcap)};
     ClassifierWant want = classifier_want(b, &a, x);
     RefClassifierTol tol = {bench_doubles(b, N * V), bench_doubles(b, N), bench_doubles(b, nx),
-        bench_doubles(b, nw), bench_doubles(b, V)};
+        bench_doubles(b, nw), bench_doubles(b, V), ACT_U};
     ref_classifier_bound(&tol, (double)class_grad_scale, x, b->host_ids, &a);
     bench_compare(b, "logits", &at[CLASS_LOGITS], want.logits, tol.logits);
     bench_compare(b, "losses", &at[CLASS_LOSS], want.losses, tol.losses);
@@ -278,41 +299,70 @@ static void classifier_check(Bench *b, const ClassifierCase *c) {
 
 /* ---- the tables ------------------------------------------------------------------------------ */
 
-/* More tokens than a backend makes logits for at a time: the whole equals its two halves added. */
-static void chunks_add_up(Test *t) {
-    enum { N = 130, V = 262147, C = 2 };
-    Bench b;
-    bench_open(&b, t, "chunks", &(BackendLimits){1, N, C, 1, 1, 1, V, false}, 1);
-    bench_ids(&b, N, V);
-    const act_t *x = tensor_act(bench_random(&b, TENSOR_ACT, N * C, 1, 0));
-    const act_t *w = tensor_act(bench_random(&b, TENSOR_ACT, (size_t)V * C, 1, 0));
-    Tensor *loss = bench_output(&b, TENSOR_FLOAT, N), *loss2 = bench_output(&b, TENSOR_FLOAT, N);
-    Tensor *dx = bench_output(&b, TENSOR_ACT, N * C), *dx2 = bench_output(&b, TENSOR_ACT, N * C);
-    Tensor *dw = bench_output(&b, TENSOR_FLOAT, (size_t)V * C);
-    Tensor *dw2 = bench_output(&b, TENSOR_FLOAT, (size_t)V * C);
-    ClassifierArgs a = {.N = N, .C = C, .V = V, .Vp = V, .w = w};
-    op_classifier_train(
-        b.be, tensor_float(loss), tensor_act(dx), tensor_float(dw), NULL, 0, 1, x, b.ids, &a);
+/* What a row of dw may be off by: gamma and twice act_u, for each side one, of the sum of the
+ * absolute gradients of its logits, times an x of at most 5. That sum is at most the sum itself,
+ * dbias, and 2 for each of its targets, the only gradients that are negative. */
+static double *chunk_tolerance(Bench *b, const double *db, int N, int V) {
+    double *sums = bench_absolute(b, db, (size_t)V);
+    for (int n = 0; n < N; n++) sums[b->host_ids[n]] += 2;
+    return scaled(sums, (size_t)V, ref_gamma(N) + 2 * ACT_U);
+}
+
+enum { CHUNK_N = 130, CHUNK_C = 2 };
+
+static void check_chunks(Bench *b, const BackendLimits *l, const ClassifierArgs *of_all) {
+    enum { N = CHUNK_N, C = CHUNK_C };
+    const size_t V = (size_t)l->V;
+    ClassifierArgs a = *of_all;
+    const act_t *x = tensor_act(bench_random(b, TENSOR_ACT, N * C, 1, 0));
+    Tensor *loss = bench_output(b, TENSOR_FLOAT, N), *loss2 = bench_output(b, TENSOR_FLOAT, N);
+    Tensor *dx = bench_output(b, TENSOR_ACT, N * C), *dx2 = bench_output(b, TENSOR_ACT, N * C);
+    Tensor *dw = bench_output(b, TENSOR_FLOAT, V * C), *dw2 = bench_output(b, TENSOR_FLOAT, V * C);
+    Tensor *db = bench_output(b, TENSOR_FLOAT, V), *db2 = bench_output(b, TENSOR_FLOAT, V);
+    op_classifier_train(b->be, tensor_float(loss), tensor_act(dx), tensor_float(dw),
+        tensor_float(db), 0, 1, x, b->ids, &a);
+    a.N = N / 2;
     for (int half = 0; half < 2; half++) {
         const int at = half * (N / 2);
-        a.N = N / 2;
-        op_classifier_train(b.be, tensor_float(loss2) + at, tensor_act(dx2) + at * C,
-            tensor_float(dw2), NULL, (float)half, 1, x + at * C, b.ids + at, &a);
+        op_classifier_train(b->be, tensor_float(loss2) + at, tensor_act(dx2) + at * C,
+            tensor_float(dw2), tensor_float(db2), (float)half, 1, x + at * C, b->ids + at, &a);
     }
-    double *tol = bench_doubles(&b, dw->n), *want = tensor_read(&b, dw2);
-    /* a row's sum of N probabilities and a few targets, each times an x of at most 5 */
-    for (size_t i = 0; i < dw->n; i++) tol[i] = ref_gamma(N) * 5 * (1 + fabs(want[i]));
-    bench_compare(&b, "dw", dw, want, tol);
-    for (size_t i = 0; i < dx->n; i++) tol[i] = 2 * ref_gamma(V) * 5;
-    bench_compare(&b, "dx", dx, tensor_read(&b, dx2), tol);
-    for (size_t i = 0; i < loss->n; i++) tol[i] = 2 * ref_gamma(V);
-    bench_compare(&b, "losses", loss, tensor_read(&b, loss2), tol);
+    const double *of_rows = chunk_tolerance(b, tensor_read(b, db2), N, l->V);
+    double *tol = bench_doubles(b, V * C);
+    for (size_t i = 0; i < V * C; i++) tol[i] = 5 * of_rows[i / C];
+    bench_compare(b, "dw", dw, tensor_read(b, dw2), tol);
+    bench_compare(b, "dbias", db, tensor_read(b, db2), of_rows);
     /* planted: the first half alone */
-    a.N = N / 2;
-    op_classifier_train(
-        b.be, tensor_float(loss2), tensor_act(dx2), tensor_float(dw2), NULL, 0, 1, x, b.ids, &a);
-    for (size_t i = 0; i < dw->n; i++) tol[i] = ref_gamma(N) * 5 * (1 + fabs(want[i]));
-    bench_compare_planted(&b, "half of the tokens", dw, tensor_read(&b, dw2), tol);
+    op_classifier_train(b->be, tensor_float(loss2), tensor_act(dx2), tensor_float(dw2),
+        tensor_float(db2), 0, 1, x, b->ids, &a);
+    bench_compare_planted(b, "half of the tokens", dw, tensor_read(b, dw2), tol);
+    bench_compare_planted(b, "half of the tokens", db, tensor_read(b, db2), of_rows);
+    /* absolute gradients of a token sum to at most 2, times a w of at most 5 */
+    double *dx_tol = bench_doubles(b, N * C), *loss_tol = bench_doubles(b, N);
+    for (int i = 0; i < N * C; i++) dx_tol[i] = 10 * (ref_gamma(l->V) + 2 * ACT_U);
+    for (int i = 0; i < N; i++) loss_tol[i] = 2 * ref_gamma(l->V);
+    bench_compare(b, "dx", dx, tensor_read(b, dx2), dx_tol);
+    bench_compare(b, "losses", loss, tensor_read(b, loss2), loss_tol);
+    double *next = tensor_read(b, dx2); /* planted: each token gets the gradient of the next one */
+    memmove(next, next + C, (N - 1) * C * sizeof *next);
+    bench_compare_planted(b, "gradient of another token", dx, next, dx_tol);
+}
+
+/* More tokens than a backend makes logits for at a time: the whole equals its two halves added. A
+ * GPU takes that from a budget, a CPU from the size of the vocabulary. */
+static void chunks_add_up(Test *t) {
+    const int V = strcmp(backend_name(), "cpu") == 0 ? 262147 : 1009;
+    const BackendLimits limits = {
+        .B = 1, .T = CHUNK_N, .C = CHUNK_C, .F = 1, .H = 1, .HD = 1, .V = V};
+    BackendOptions options = bench_options(1);
+    options.logits_budget = 1;
+    Bench b;
+    bench_open_with(&b, t, "chunks", &limits, &options);
+    bench_ids(&b, CHUNK_N, V);
+    const act_t *w = tensor_act(bench_random(&b, TENSOR_ACT, (size_t)V * CHUNK_C, 1, 0));
+    const act_t *bias = tensor_act(bench_random(&b, TENSOR_ACT, (size_t)V, 0, 0));
+    const ClassifierArgs a = {.N = CHUNK_N, .C = CHUNK_C, .V = V, .Vp = V, .w = w, .bias = bias};
+    check_chunks(&b, &limits, &a);
     bench_close(&b);
 }
 
@@ -354,7 +404,7 @@ static void padded_vocabulary(Test *t) {
     RefClassifier ref = {N, C, V, w->in, bias->in, 0};
     ClassifierWant want = classifier_want(&b, &ref, x->in);
     RefClassifierTol tol = {bench_doubles(&b, N * V), bench_doubles(&b, N),
-        bench_doubles(&b, N * C), bench_doubles(&b, V * C), bench_doubles(&b, V)};
+        bench_doubles(&b, N * C), bench_doubles(&b, V * C), bench_doubles(&b, V), ACT_U};
     ref_classifier_bound(&tol, (double)class_grad_scale, x->in, b.host_ids, &ref);
     bench_compare(&b, "logits", logits, want.logits, tol.logits);
     bench_compare(&b, "losses", loss, want.losses, tol.losses);

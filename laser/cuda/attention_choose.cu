@@ -1,11 +1,11 @@
-/* cuda/attention_choose.cu: which attention core serves a shape: a pure function, so that the choice
- * can be printed and tested. Knows what cores can do, not how. */
+/* cuda/attention_choose.cu: which attention core serves a shape: a pure function, so that the
+ * choice can be printed and tested. Knows what cores can do, not how. */
 #include "laser/cuda/attention.cuh"
 
-/* Why cuDNN cannot serve the shape, or NULL: what its deterministic backward pass has, 9.13 on. */
+/* Why cuDNN cannot serve the shape, or NULL: what its deterministic backward pass has. */
 static const char *cudnn_lacks(const AttnShape *s) {
     if (!s->bf16) return "cuDNN's attention takes bf16 alone";
-    if (!s->has_cudnn) return "built without cuDNN, or with one before 9.13";
+    if (!s->has_cudnn) return "built without cuDNN, or with one before 9.15.1";
     if (s->T == 1) return "cuDNN's attention needs more than one token";
     if (s->HD % 8 != 0) return "cuDNN's head sizes are multiples of 8";
     if (s->major == 9 && s->HD > 256) return "cuDNN's head sizes end at 256 on Hopper";

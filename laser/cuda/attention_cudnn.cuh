@@ -32,8 +32,8 @@ typedef struct CudnnAttention {
     size_t workspace_bytes;
 } CudnnAttention;
 
-bool cudnn_attention_available(void); /* built with it, and the library is 9.13 or newer */
-void cudnn_attention_describe(char *text, size_t capacity); /* "cuDNN 9.13.0" or "no cuDNN" */
+bool cudnn_attention_available(void); /* built with it, and the library is 9.15.1 or newer */
+void cudnn_attention_describe(char *text, size_t capacity); /* "cuDNN 9.19.0" or "no cuDNN" */
 /* Bytes of workspace that no plan of the shape, nor of one with a smaller B or T, exceeds. */
 size_t cudnn_attention_workspace(int B, int T, int H, int HD);
 /* Builds and keeps the plans of both passes for the shape, the strides and whether softcap is 0;

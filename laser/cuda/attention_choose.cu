@@ -21,5 +21,7 @@ AttnChoice attn_choose(const AttnShape *s, AttnCore asked) {
     if (asked == ATTN_CORE_CUDNN && lacks) return AttnChoice{ATTN_CORE_AUTO, lacks};
     if (asked == ATTN_CORE_CUDNN) return AttnChoice{ATTN_CORE_CUDNN, "as asked"};
     if (lacks) return AttnChoice{ATTN_CORE_GEMM, lacks};
+    /* its plans build; its results have not been compared with the oracle's on a GPU */
+    if (s->softcap) return AttnChoice{ATTN_CORE_GEMM, "cuDNN's soft cap has to be asked for"};
     return AttnChoice{ATTN_CORE_CUDNN, "one fused kernel each way"};
 }

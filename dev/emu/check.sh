@@ -3,9 +3,9 @@
 # Every kernel's cases run in several orders of the threads, so that a race shows: the sanitized
 # programs in one order, the others in each of ORDERS; the first of those runs all tests. Of
 # standard attention's programs only what differs from LASER's is run, for they share all other
-# objects. As many at a time as there are cores; JOBS=N changes that. Prints one line for each run,
-# more for one that failed. Ends with "N passed, N failed[, N skipped]"; exit code 0: all passed, 1:
-# not.
+# objects. One system test runs with the trainer. As many at a time as there are cores; JOBS=N
+# changes that. Prints one line for each run, more for one that failed. Ends with "N passed, N
+# failed[, N skipped]"; exit code 0: all passed, 1: not.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 
@@ -19,6 +19,10 @@ KERNELS=(ops: products: attention: optim: transfers: seam: gemm: choice: emu)
 # whole trainings take minutes each: in bf16, with LASER, alone
 TRAININGS=("model: a batch is learned by heart" "model: recomputing"
     "precision: updates of 1e-5")
+SYSTEM="resume: stopped by" # whole runs of the trainer: one test
+python=build/venv/bin/python
+[ -x $python ] || python=python3
+export PYTHONDONTWRITEBYTECODE=1
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
@@ -38,6 +42,9 @@ plan() { # PROGRAM: appends to runs what is run of it: order, program, options; 
         for name in "${TRAININGS[@]}"; do skipped+="|--skip|$name"; done
     fi
     runs+=("${ORDERS[0]}|$1$skipped")
+    if [ -z "$skipped" ] && [ -x "${1%/*}/train_gpt" ]; then
+        runs+=("${ORDERS[0]}|$python|dev/test/system.py|--jobs|1|--filter|$SYSTEM|${1%/*}/train_gpt")
+    fi
     for order in "${ORDERS[@]:1}"; do runs+=("$order|$1$only"); done
 }
 

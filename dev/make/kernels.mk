@@ -14,7 +14,7 @@ EMU_CONFIGS := $(foreach c,$(if $(filter bf16/thread,$(EMU_PAIRS)),$(filter-out 
 check_emu:
 	@set -e; for config in $(EMU_CONFIGS); do $(EMU_MAKE) $(PARALLEL) testers $$config; done
 	@dev/emu/check.sh $$(for config in $(EMU_CONFIGS); do $(EMU_MAKE) print_testers $$config; done)
-testers: $(TESTERS)
+testers: $(TESTERS) $(TESTERS:test_gpt=train_gpt)
 print_testers:
 	@echo $(TESTERS)
 

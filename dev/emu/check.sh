@@ -29,7 +29,7 @@ trap 'rm -rf "$logs"' EXIT
 passed=0 failed=0 skipped=0 failures=() runs=()
 
 plan() { # PROGRAM: appends to runs what is run of it: order, program, options; | parts them
-    local only="" skipped="" name order
+    local only="" skipped="" name order trainer=${1%/*}/train_gpt
     case $1 in
         *-standard/*) only="|--filter|attention:" ;;
         *) for name in "${KERNELS[@]}"; do only+="|--filter|$name"; done ;;
@@ -42,8 +42,8 @@ plan() { # PROGRAM: appends to runs what is run of it: order, program, options; 
         for name in "${TRAININGS[@]}"; do skipped+="|--skip|$name"; done
     fi
     runs+=("${ORDERS[0]}|$1$skipped")
-    if [ -z "$skipped" ] && [ -x "${1%/*}/train_gpt" ]; then
-        runs+=("${ORDERS[0]}|$python|dev/test/system.py|--jobs|1|--filter|$SYSTEM|${1%/*}/train_gpt")
+    if [ -z "$skipped" ] && [ -x "$trainer" ]; then
+        runs+=("${ORDERS[0]}|$python|dev/test/system.py|--jobs|1|--filter|$SYSTEM|$trainer")
     fi
     for order in "${ORDERS[@]:1}"; do runs+=("$order|$1$only"); done
 }

@@ -16,12 +16,6 @@ typedef struct AttentionPlan {
     GemmCorePlan gemm;
 } AttentionPlan;
 
-static size_t take(size_t *total, size_t bytes) {
-    const size_t offset = *total;
-    *total = size_add(offset, size_add(bytes, 255) & ~(size_t)255);
-    return offset;
-}
-
 /* LASER's F and dO for the cuDNN core, (B, T, H, HD) each, and the core's own workspace. */
 static size_t cudnn_acts_bytes(int B, int T, int H, int HD) {
     const size_t n = size_mul((size_t)B * (size_t)T, (size_t)H * (size_t)HD);
@@ -33,13 +27,13 @@ static AttentionPlan attention_plan(
     int B, int T, int H, int HD, size_t budget, size_t cudnn_bytes, size_t all) {
     AttentionPlan p = {};
     const size_t rows = size_mul((size_t)B * (size_t)T, (size_t)H);
-    p.exact = take(&p.total, LASER ? rows * sizeof(int) : 0);
-    p.D = take(&p.total, rows * sizeof(float));
-    p.work = take(&p.total, LASER ? laser_exact_bytes(T, HD) : 0);
+    p.exact = scratch_take(&p.total, LASER ? rows * sizeof(int) : 0);
+    p.D = scratch_take(&p.total, rows * sizeof(float));
+    p.work = scratch_take(&p.total, LASER ? laser_exact_bytes(T, HD) : 0);
     if (all > p.total) budget = all - p.total;
     p.gemm = gemm_core_plan(B, T, H, HD, budget);
     p.core_bytes = cudnn_bytes > p.gemm.bytes ? cudnn_bytes : p.gemm.bytes;
-    p.core = take(&p.total, p.core_bytes);
+    p.core = scratch_take(&p.total, p.core_bytes);
     return p;
 }
 

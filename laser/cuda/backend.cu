@@ -208,12 +208,6 @@ double backend_peak_flops(Backend *be) {
 static const size_t LOGITS_BUDGET = (size_t)512 << 20;
 enum { LOGITS_MIN_ROWS = 64, ASSUMED_MAJOR = 9 };
 
-static size_t take(size_t *total, size_t bytes) {
-    const size_t offset = *total;
-    *total = size_add(offset, size_add(bytes, 255) & ~(size_t)255);
-    return offset;
-}
-
 static int largest(int a, int b, int c, int d) {
     const int x = a > b ? a : b, y = c > d ? c : d;
     return x > y ? x : y;
@@ -231,14 +225,14 @@ static ScratchPlan scratch_plan(const BackendLimits *l, const BackendOptions *op
     p.logits_rows = (int)rows;
     p.gemm_bytes = gemm_workspace_bytes(major);
     p.attention_bytes = attention_scratch_bytes(l, options, major);
-    p.gemm = take(&p.total, p.gemm_bytes);
-    p.logits = take(&p.total, size_mul(rows, (size_t)p.logits_ld * sizeof(float)));
-    p.partials = take(&p.total, size_mul(2 * NORM_CUTS, (size_t)widest * sizeof(float)));
-    p.sums = take(&p.total, SUM_CUTS * sizeof(double));
-    p.rope = take(&p.total, size_mul((size_t)l->T, (size_t)l->HD * sizeof(float)));
-    p.buckets = take(&p.total, size_mul((size_t)l->V + 1 + 2 * tokens, sizeof(int32_t)));
-    p.send = take(&p.total, size_mul(SEND_SLOTS * tokens, sizeof(int32_t)));
-    p.attention = take(&p.total, p.attention_bytes);
+    p.gemm = scratch_take(&p.total, p.gemm_bytes);
+    p.logits = scratch_take(&p.total, size_mul(rows, (size_t)p.logits_ld * sizeof(float)));
+    p.partials = scratch_take(&p.total, size_mul(2 * NORM_CUTS, (size_t)widest * sizeof(float)));
+    p.sums = scratch_take(&p.total, SUM_CUTS * sizeof(double));
+    p.rope = scratch_take(&p.total, size_mul((size_t)l->T, (size_t)l->HD * sizeof(float)));
+    p.buckets = scratch_take(&p.total, size_mul((size_t)l->V + 1 + 2 * tokens, sizeof(int32_t)));
+    p.send = scratch_take(&p.total, size_mul(SEND_SLOTS * tokens, sizeof(int32_t)));
+    p.attention = scratch_take(&p.total, p.attention_bytes);
     return p;
 }
 

@@ -75,6 +75,13 @@ static inline void require_scratch(const Backend *be) {
     REQUIRE(be->scratch != NULL, "%s", "backend_reserve comes first");
 }
 
+/* Counts a piece of a block, 256-byte aligned; its offset. */
+static inline size_t scratch_take(size_t *total, size_t bytes) {
+    const size_t offset = *total;
+    *total = size_add(offset, size_add(bytes, 255) & ~(size_t)255);
+    return offset;
+}
+
 static inline int ceil_div(int64_t a, int64_t b) {
     return (int)((a + b - 1) / b);
 }

@@ -102,8 +102,6 @@ __device__ static inline bool laser_is_exact(float kappa, float o_rounded, int j
 
 /* ---- the gemm core (attention_gemm.cu) ---- */
 
-typedef struct GemmCore GemmCore; /* sizes and pointers of one chunk */
-
 /* Pairs and rows of scores that are held at once, within a budget. */
 typedef struct GemmCorePlan {
     int pairs, rows; /* (b, h) pairs of a chunk; rows of a strip: T, or a multiple of 256 */

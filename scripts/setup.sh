@@ -45,7 +45,8 @@ header() { # FILE...: one of them is in a directory that compilers search
     return 1
 }
 
-openblas() { header cblas.h openblas/cblas.h openblas-openmp/cblas.h; }
+# by the header that is OpenBLAS's alone: cblas.h may be another library's
+openblas() { header openblas_config.h openblas/openblas_config.h; }
 command_there() { command -v "$1"; }
 venv_there() { [ -x $venv/bin/python ] || python3 -c 'import ensurepip, venv'; }
 

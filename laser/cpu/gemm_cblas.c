@@ -10,6 +10,10 @@
 
 #include "laser/base.h"
 
+#ifndef OPENBLAS_VERSION
+#error "cblas.h is another library's: install OpenBLAS (Debian: libopenblas-openmp-dev) or BLAS=none"
+#endif
+
 size_t gemm_scratch_bytes(int threads) {
     (void)threads;
     return 0;

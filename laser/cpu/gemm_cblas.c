@@ -11,7 +11,7 @@
 #include "laser/base.h"
 
 #ifndef OPENBLAS_VERSION
-#error "cblas.h is another library's: install OpenBLAS (Debian: libopenblas-openmp-dev) or BLAS=none"
+#error "cblas.h is not OpenBLAS: install it (Debian: libopenblas-openmp-dev) or build BLAS=none"
 #endif
 
 size_t gemm_scratch_bytes(int threads) {

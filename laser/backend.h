@@ -157,16 +157,20 @@ void op_act_fwd(Backend *be, act_t *h, const act_t *pre, Act act, size_t n);
 
 typedef struct AttentionArgs {
     int B, T, H, HD;
+    int DK, k0;    /* channels [k0, k0 + DK) of each head's q and k make its scores: HD and 0, but
+                      for differential attention; v and out are HD wide in any case */
     float scale;   /* scores are scale * q.k */
     float softcap; /* 0: off; else scores become softcap * tanh(scores / softcap) */
     float *lse;    /* (B, H, T) written by fwd, read by bwd: log sum exp of the scores of a row */
     float *laser;  /* what LASER's backward needs, op_attention_laser_floats() of them; NULL for
                       standard */
+    bool add_dv;   /* bwd: dv += (a second map over the same v) */
 } AttentionArgs;
 
 size_t op_attention_laser_floats(int B, int T, int H, int HD); /* 0 for standard attention */
 void op_attention_fwd(Backend *be, act_t *out /* (B, T, H, HD) */,
     const act_t *qkv /* (B, T, 3, H, HD) */, const AttentionArgs *a);
+/* Of dqkv's q and k the channels [k0, k0 + DK) are written, no others. */
 void op_attention_bwd(Backend *be, act_t *dqkv /* (B, T, 3, H, HD) */, const act_t *dout,
     const act_t *qkv, const act_t *out, const AttentionArgs *a);
 
@@ -175,6 +179,50 @@ void op_attention_bwd(Backend *be, act_t *dqkv /* (B, T, 3, H, HD) */, const act
  * rotation). */
 void op_rope(
     Backend *be, act_t *qkv /* (B, T, 3, H, HD) */, int sign, const int *BTHD /* B, T, H, HD */);
+
+/* ---- queries and keys before the scores, in place ---- */
+
+typedef struct QueryKeyArgs {
+    int N, H, HD; /* tokens; heads and their size as the scores see them: 2 H heads of HD/2 with
+                     differential attention */
+    float eps;
+    const act_t *qw, *kw; /* (HD) scales of the norms; NULL: no norm */
+    const act_t *p;       /* (HD) of the per-dimension scale; NULL: none */
+    act_t *raw;           /* (N, 2, H, HD) q and k as they came: written by fwd, read by bwd; NULL
+                             without norm */
+} QueryKeyArgs;
+
+/* q = LN(q) * qw and k = LN(k) * kw over each head, without bias (QK-norm: Dehghani et al.,
+ * ViT-22B, arXiv 2302.05442); then q *= 1.442695041 * softplus(p) (the per-dimension scale of
+ * Praxis; 1 where p is 0). v is not touched. */
+void op_query_key_fwd(Backend *be, act_t *qkv /* (N, 3, H, HD) */, const QueryKeyArgs *a);
+/* dqkv's q and k become gradients of what came in; dqw, dkw, dp (HD) beta outputs, each NULL where
+ * the forward pass had none. qkv: as fwd left it. */
+void op_query_key_bwd(Backend *be, act_t *dqkv /* (N, 3, H, HD) */, float *dqw, float *dkw,
+    float *dp, float beta, const act_t *qkv, const QueryKeyArgs *a);
+
+/* ---- differential attention: two maps into one (arXiv 2410.05258) ---- */
+
+typedef struct DiffArgs {
+    int N, H, HD;
+    float lambda_init, eps;
+    const act_t *lq1, *lk1, *lq2, *lk2; /* (HD/2) each */
+    const act_t *w; /* (HD) scale of the norm over each head; NULL: no norm and no factor */
+} DiffArgs;
+
+typedef struct DiffGrads {
+    float *lq1, *lk1, *lq2, *lk2; /* (HD/2) beta outputs */
+    float *w;                     /* (HD) beta output, NULL where the forward pass had no norm */
+    float beta;
+} DiffGrads;
+
+/* lambda = exp(lq1.lk1) - exp(lq2.lk2) + lambda_init;  y = o1 - lambda * o2;
+ * out = (1 - lambda_init) * y / sqrt(mean(y^2) + eps) * w, or y where w is NULL. */
+void op_diff_fwd(Backend *be, act_t *out /* (N, H, HD) */, const act_t *o1, const act_t *o2,
+    const DiffArgs *a);
+/* do1, do2 written; do1 may be dout. */
+void op_diff_bwd(Backend *be, act_t *do1 /* (N, H, HD) */, act_t *do2, const DiffGrads *g,
+    const act_t *dout, const act_t *o1, const act_t *o2, const DiffArgs *a);
 
 /* ---- classifier: logits, softmax, cross-entropy, in chunks of tokens, never whole ---- */
 
@@ -225,6 +273,7 @@ typedef struct AdamArgs {
     float lr, beta1, beta2, eps, weight_decay;
     float grad_clip;   /* gradients times min(1, grad_clip / (global norm + 1e-6)); 0: off */
     float update_clip; /* per range: u /= max(1, rms(u) / update_clip), before decay; 0: off */
+    bool lamb; /* per range, after decay: u *= |master - center| / |u|, 1 where either is 0 */
 } AdamArgs;
 
 /* Parameter-shaped arenas and the tensors in them, all in backend memory. */
@@ -240,9 +289,10 @@ typedef struct OptTensors {
 enum { OPT_WORK = 64 };
 
 /* AdamW (Loshchilov & Hutter, decay scaled by the schedule): g = grads * clip;  m, v as usual,
- * bias-corrected with t = s->updates;  u = mhat / (sqrt(vhat) + eps), 0 where v is 0;  master -= lr
- * * (u + wd * decay * (master - center)). params = master rounded. Nothing happens when
- * s->skipped. */
+ * bias-corrected with t = s->updates;  u = mhat / (sqrt(vhat) + eps), 0 where v is 0, clipped;
+ * u += wd * decay * (master - center);  with lamb u *= trust ratio (LAMB as optax.lamb has it:
+ * You et al., arXiv 1904.00962, with phi the identity);  master -= lr * u. params = master rounded.
+ * Nothing happens when s->skipped. */
 void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s);
 
 #ifdef __cplusplus

@@ -51,6 +51,7 @@ typedef struct BackendLimits {
     int B, T;    /* sequences in a micro-step, tokens in a sequence */
     int C, F;    /* model width, MLP hidden size */
     int H, HD;   /* heads, head size */
+    int DK;      /* channels of a head that make its scores: HD, or less, see AttentionArgs */
     int V;       /* vocabulary, the padding included where there is some */
     bool capped; /* attention scores have a soft cap */
 } BackendLimits;

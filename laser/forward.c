@@ -50,6 +50,7 @@ AttentionArgs pass_attention(const Model *m, int B, int T, const LayerActs *l) {
         .T = T,
         .H = c->H,
         .HD = c->HD,
+        .DK = c->HD,
         .scale = 1.0f / sqrtf((float)c->HD),
         .softcap = c->attn_cap,
         .lse = l->lse,

@@ -228,6 +228,7 @@ BackendLimits model_limits(const ModelConfig *c, int B) {
         .F = c->F,
         .H = c->H,
         .HD = c->HD,
+        .DK = c->HD,
         .V = c->Vp,
         .capped = c->attn_cap > 0};
 }

@@ -83,7 +83,8 @@ static double *make_qkv(const AttentionCase *c, uint64_t seed) {
 }
 
 static AttentionArgs attention_args(Bench *b, const AttentionCase *c) {
-    AttentionArgs a = {.B = c->B, .T = c->T, .H = c->H, .HD = c->HD, .scale = scale_of(c)};
+    AttentionArgs a = {.B = c->B, .T = c->T, .H = c->H, .HD = c->HD, .DK = c->HD};
+    a.scale = scale_of(c);
     a.softcap = (float)c->softcap;
     a.lse = tensor_float(&b->tensors[LSE]);
     if (op_attention_laser_floats(c->B, c->T, c->H, c->HD)) {
@@ -95,7 +96,7 @@ static AttentionArgs attention_args(Bench *b, const AttentionCase *c) {
 static void attention_open(Bench *b, const AttentionCase *c, const double *qkv) {
     const size_t W = width(c), N = rows(c);
     const size_t saved = op_attention_laser_floats(c->B, c->T, c->H, c->HD);
-    backend_reserve(b->be, &(BackendLimits){c->B, c->T, (int)W, 1, c->H, c->HD, 2, false});
+    backend_reserve(b->be, &(BackendLimits){c->B, c->T, (int)W, 1, c->H, c->HD, c->HD, 2, false});
     bench_values(b, TENSOR_ACT, qkv, N * 3 * W);
     bench_output(b, TENSOR_ACT, N * W);
     bench_output(b, TENSOR_FLOAT, N * (size_t)c->H);

@@ -55,7 +55,7 @@ static Backend *open_backend(bool untuned, const char *path) {
     options.untuned = untuned;
     options.tune_cache = path;
     Backend *be = backend_open(&options);
-    const BackendLimits limits = {1, 8, 1031, 8, 1, 8, 8, false};
+    const BackendLimits limits = {1, 8, 1031, 8, 1, 8, 8, 8, false};
     backend_reserve(be, &limits);
     return be;
 }

@@ -16,7 +16,7 @@ static void embed_run(Bench *b, const void *opaque) {
     const EmbedCase *c = opaque;
     const size_t weights = product(c->V, c->C), table = product(c->T, c->C);
     const int BTC[3] = {c->B, c->T, c->C};
-    backend_reserve(b->be, &(BackendLimits){c->B, c->T, c->C, 1, 1, 1, c->V, false});
+    backend_reserve(b->be, &(BackendLimits){c->B, c->T, c->C, 1, 1, 1, 1, c->V, false});
     bench_ids(b, c->B * c->T, c->V);
     const act_t *wte = tensor_act(bench_random(b, TENSOR_ACT, weights, 1, 0));
     const act_t *pos = tensor_act(bench_random(b, TENSOR_ACT, table, 1, 0));
@@ -100,7 +100,7 @@ enum {
 static void norm_run(Bench *b, const void *opaque) {
     const NormCase *c = opaque;
     const size_t n = product(c->N, c->C), C = (size_t)c->C, N = (size_t)c->N;
-    backend_reserve(b->be, &(BackendLimits){1, c->N, c->C, 1, 1, 1, 2, false});
+    backend_reserve(b->be, &(BackendLimits){1, c->N, c->C, 1, 1, 1, 1, 2, false});
     act_t *x_in = tensor_act(bench_random(b, TENSOR_ACT, n, c->std, c->mean));
     act_t *delta = tensor_act(bench_random(b, TENSOR_ACT, n, c->std, 0));
     act_t *w = tensor_act(bench_random(b, TENSOR_ACT, C, 0.5, 1));
@@ -241,7 +241,8 @@ static void rope_run(Bench *b, const void *opaque) {
     const RopeCase *c = opaque;
     const int BTHD[4] = {c->B, c->T, c->H, c->HD};
     const size_t n = product(c->B, c->T) * 3 * product(c->H, c->HD);
-    backend_reserve(b->be, &(BackendLimits){c->B, c->T, c->H * c->HD, 1, c->H, c->HD, 2, false});
+    backend_reserve(
+        b->be, &(BackendLimits){c->B, c->T, c->H * c->HD, 1, c->H, c->HD, c->HD, 2, false});
     op_rope(b->be, tensor_act(bench_random(b, TENSOR_ACT, n, 1, 0)), +1, BTHD);
     op_rope(b->be, tensor_act(bench_random(b, TENSOR_ACT, n, 1, 0)), -1, BTHD);
 }

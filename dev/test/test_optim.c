@@ -9,7 +9,7 @@
 
 #define COUNT(table) ((int)(sizeof(table) / sizeof *(table)))
 
-static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 2, false};
+static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 1, 2, false};
 
 static StepState *state_new(Bench *b, StepState s) {
     StepState *p = backend_alloc(b->be, sizeof s);
@@ -146,7 +146,7 @@ static void ready_reads(Test *t) {
 static void sends_keep_their_place(Test *t) {
     enum { N = BACKEND_READ_BYTES / sizeof(int32_t), TURNS = 40 };
     Bench b;
-    bench_open(&b, t, "send", &(BackendLimits){4, N / 4, 1, 1, 1, 1, 2, false}, 1);
+    bench_open(&b, t, "send", &(BackendLimits){4, N / 4, 1, 1, 1, 1, 1, 2, false}, 1);
     int32_t *x = backend_alloc(b.be, N * sizeof *x), host[N], got[N];
     for (int turn = 0; turn <= TURNS; turn++) {
         const int count = turn % 2 ? N : N - 3;

@@ -35,7 +35,8 @@ static float *floats(size_t n) {
 
 static void run_new(Run *r, int B, int T, int H, int HD, double v_std, uint64_t seed) {
     memset(r, 0, sizeof *r);
-    r->a = (AttentionArgs){.B = B, .T = T, .H = H, .HD = HD, .scale = 1.0f / sqrtf((float)HD)};
+    r->a = (AttentionArgs){.B = B, .T = T, .H = H, .HD = HD, .DK = HD};
+    r->a.scale = 1.0f / sqrtf((float)HD);
     r->W = (size_t)(H * HD), r->rows = (size_t)(B * T);
     r->qkv = floats(r->rows * 3 * r->W), r->dout = floats(r->rows * r->W);
     r->out = floats(r->rows * r->W), r->dqkv = floats(r->rows * 3 * r->W);
@@ -62,7 +63,7 @@ static act_t *upload(Backend *be, float *host, size_t n) {
 static void run_attention(Run *r, const BackendOptions *options) {
     const AttentionArgs *s = &r->a;
     Backend *be = backend_open(options);
-    backend_reserve(be, &(BackendLimits){s->B, s->T, (int)r->W, 1, s->H, s->HD, 2, false});
+    backend_reserve(be, &(BackendLimits){s->B, s->T, (int)r->W, 1, s->H, s->HD, s->HD, 2, false});
     const size_t n = r->rows * r->W;
     const size_t saved = op_attention_laser_floats(s->B, s->T, s->H, s->HD);
     act_t *qkv = upload(be, r->qkv, 3 * n), *dout = upload(be, r->dout, n);
@@ -236,7 +237,7 @@ static void strips_and_chunks(Test *t) {
 static void small_updates(Test *t) {
     enum { N = 64, STEPS = 1000 };
     Backend *be = backend_open(&(BackendOptions){.threads = 1});
-    backend_reserve(be, &(BackendLimits){1, 1, 1, 1, 1, 1, 2, false});
+    backend_reserve(be, &(BackendLimits){1, 1, 1, 1, 1, 1, 1, 2, false});
     float ones[N], grads[N], got[N];
     for (int i = 0; i < N; i++) ones[i] = 1.0f + (float)i / N, grads[i] = 1.0f;
     const OptRange range = {0, N, 0, 0};
@@ -283,7 +284,7 @@ static void small_updates(Test *t) {
 static void batches_in_order(Test *t) {
     enum { N = 40, V = 50, C = 8, ROUNDS = 30 };
     Backend *be = backend_open(&(BackendOptions){.threads = 1});
-    backend_reserve(be, &(BackendLimits){1, N, C, 1, 1, 1, V, false});
+    backend_reserve(be, &(BackendLimits){1, N, C, 1, 1, 1, 1, V, false});
     float table[V * C], got[N * C];
     int32_t ids[N];
     for (int i = 0; i < V * C; i++) table[i] = (float)(i / C);

@@ -36,7 +36,7 @@ static void linear_run(Bench *b, const void *opaque) {
     const LinearCase *c = opaque;
     const size_t nx = product(c->N, c->IC), ny = product(c->N, c->OC), nw = product(c->OC, c->IC);
     const int wide = c->OC > c->IC ? c->OC : c->IC;
-    backend_reserve(b->be, &(BackendLimits){1, c->N, c->IC, wide, 1, c->OC, 2, false});
+    backend_reserve(b->be, &(BackendLimits){1, c->N, c->IC, wide, 1, c->OC, c->OC, 2, false});
     act_t *x = tensor_act(bench_random(b, TENSOR_ACT, nx, 1, 0));
     act_t *w = tensor_act(bench_random(b, TENSOR_ACT, nw, 1 / sqrt(c->IC), 0));
     act_t *bias = tensor_act(bench_random(b, TENSOR_ACT, (size_t)c->OC, 1, 0));
@@ -198,7 +198,7 @@ static void classifier_run(Bench *b, const void *opaque) {
     const ClassifierCase *c = opaque;
     const size_t N = (size_t)c->N, V = (size_t)c->V, nx = product(c->N, c->C);
     const size_t nw = product(c->V, c->C);
-    backend_reserve(b->be, &(BackendLimits){1, c->N, c->C, 1, 1, 1, c->V, false});
+    backend_reserve(b->be, &(BackendLimits){1, c->N, c->C, 1, 1, 1, 1, c->V, false});
     bench_ids(b, c->N, c->V);
     act_t *x = tensor_act(bench_random(b, TENSOR_ACT, nx, c->logit_std, 0));
     act_t *w = tensor_act(bench_random(b, TENSOR_ACT, nw, 1 / sqrt(c->C), 0));
@@ -353,7 +353,7 @@ static void check_chunks(Bench *b, const BackendLimits *l, const ClassifierArgs 
 static void chunks_add_up(Test *t) {
     const int V = strcmp(backend_name(), "cpu") == 0 ? 262147 : 1009;
     const BackendLimits limits = {
-        .B = 1, .T = CHUNK_N, .C = CHUNK_C, .F = 1, .H = 1, .HD = 1, .V = V};
+        .B = 1, .T = CHUNK_N, .C = CHUNK_C, .F = 1, .H = 1, .HD = 1, .DK = 1, .V = V};
     BackendOptions options = bench_options(1);
     options.logits_budget = 1;
     Bench b;
@@ -381,7 +381,7 @@ static void check_no_gradient(Bench *b, const Tensor *g, size_t first, bool fres
 static void padded_vocabulary(Test *t) {
     enum { N = PADDED_N, C = PADDED_C, V = PADDED_V, VP = PADDED_VP };
     Bench b;
-    bench_open(&b, t, "padded vocabulary", &(BackendLimits){1, N, C, 1, 1, 1, VP, false}, 1);
+    bench_open(&b, t, "padded vocabulary", &(BackendLimits){1, N, C, 1, 1, 1, 1, VP, false}, 1);
     bench_ids(&b, N, V);
     double *w0 = bench_doubles(&b, VP * C), *bias0 = bench_doubles(&b, VP);
     for (size_t i = 0; i < V * C; i++) w0[i] = rng_normal(1, RNG_TEST, i) / sqrt(C);

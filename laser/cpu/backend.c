@@ -191,6 +191,7 @@ void backend_reserve(Backend *be, const BackendLimits *l) {
     REQUIRE(!be->scratch, "scratch is reserved twice");
     REQUIRE(l->B > 0 && l->T > 0 && l->C > 0 && l->F > 0 && l->H > 0 && l->HD > 0 && l->V > 0,
         "B=%d T=%d C=%d F=%d H=%d HD=%d V=%d", l->B, l->T, l->C, l->F, l->H, l->HD, l->V);
+    REQUIRE(l->DK > 0 && l->DK <= l->HD, "DK=%d HD=%d", l->DK, l->HD);
     ScratchPlan p = scratch_plan(l, be->threads);
     be->limits = *l;
     be->scratch = cpu_alloc(p.total);

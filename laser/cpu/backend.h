@@ -40,7 +40,7 @@ struct Backend {
     long logits_ld;
     float *norm_partials; /* (CPU_NORM_CUTS, 2, C) */
     double *sum_partials; /* (CPU_SUM_CUTS) */
-    float *rope;          /* (T, 2, HD/2) cosines, sines */
+    float *rope;          /* (T, 2, DK/2) cosines, sines */
     bool rope_ready;      /* filled by the first op_rope */
 };
 

@@ -58,7 +58,7 @@ void op_embed_bwd(Backend *be, float *dwte, float *dpos, float beta, const act_t
 
 /* In double: an angle of a thousand turns has no digits left in float. */
 static void rope_fill(Backend *be) {
-    const int T = be->limits.T, HD = be->limits.HD, half = HD / 2;
+    const int T = be->limits.T, HD = be->limits.DK, half = HD / 2;
     CPU_PARALLEL_FOR
     for (int i = 0; i < half; i++) {
         const double frequency = pow(1e4, -2.0 * i / HD);
@@ -74,8 +74,8 @@ static void rope_fill(Backend *be) {
 void op_rope(Backend *be, act_t *qkv, int sign, const int *BTHD) {
     const int T = BTHD[1], N = BTHD[0] * T, H = BTHD[2], HD = BTHD[3], half = HD / 2;
     REQUIRE(HD % 2 == 0, "rotary positions turn pairs: head size %d is odd", HD);
-    REQUIRE(be->scratch && T <= be->limits.T && HD == be->limits.HD, "T=%d HD=%d, reserved %d %d",
-        T, HD, be->limits.T, be->limits.HD);
+    REQUIRE(be->scratch && T <= be->limits.T && HD == be->limits.DK, "T=%d HD=%d, reserved %d %d",
+        T, HD, be->limits.T, be->limits.DK);
     if (!be->rope_ready) rope_fill(be);
     const float s = sign < 0 ? -1.0f : 1.0f;
     CPU_PARALLEL_FOR

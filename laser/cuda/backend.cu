@@ -260,7 +260,7 @@ size_t backend_memory_limit(const Backend *be, int processes) {
 
 /* In double: an angle of a thousand turns has no digits left in float. */
 static void fill_rope(Backend *be) {
-    const int T = be->limits.T, HD = be->limits.HD, half = HD / 2;
+    const int T = be->limits.T, HD = be->limits.DK, half = HD / 2;
     float *table = (float *)xcalloc(size_mul((size_t)T, (size_t)HD), sizeof *table);
     for (int i = 0; i < half; i++) {
         const double frequency = pow(1e4, -2.0 * i / HD);
@@ -287,6 +287,7 @@ void backend_reserve(Backend *be, const BackendLimits *l) {
     REQUIRE(!be->scratch, "%s", "scratch is reserved twice");
     REQUIRE(l->B > 0 && l->T > 0 && l->C > 0 && l->F > 0 && l->H > 0 && l->HD > 0 && l->V > 0,
         "B=%d T=%d C=%d F=%d H=%d HD=%d V=%d", l->B, l->T, l->C, l->F, l->H, l->HD, l->V);
+    REQUIRE(l->DK > 0 && l->DK <= l->HD, "DK=%d HD=%d", l->DK, l->HD);
     be->limits = *l;
     be->plan = scratch_plan(l, &be->options, be->major);
     const ScratchPlan *p = &be->plan;

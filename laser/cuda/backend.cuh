@@ -55,7 +55,7 @@ struct Backend {
     float *logits;        /* (plan.logits_rows, plan.logits_ld) */
     float *partials;      /* (NORM_CUTS, 2, max(C, F, 3 H HD, V)) */
     double *sums;         /* (SUM_CUTS) */
-    float *rope;          /* (T, 2, HD/2) cosines, sines; filled by backend_reserve */
+    float *rope;          /* (T, 2, DK/2) cosines, sines; filled by backend_reserve */
     int32_t *buckets;     /* (V + 1 + 2 B T) tokens by id, for the gradient of the embedding */
     char *attention;      /* plan.attention_bytes */
 

@@ -323,8 +323,8 @@ void op_rope(Backend *be, act_t *qkv, int sign, const int *BTHD) {
     const int N = BTHD[0] * BTHD[1], HD = BTHD[3];
     const RopeShape s = {BTHD[1], BTHD[2], HD / 2, sign < 0 ? -1.0f : 1.0f};
     REQUIRE(HD % 2 == 0, "rotary positions turn pairs: head size %d is odd", HD);
-    REQUIRE(s.T <= be->limits.T && HD == be->limits.HD, "T=%d HD=%d, reserved %d %d", s.T, HD,
-        be->limits.T, be->limits.HD);
+    REQUIRE(s.T <= be->limits.T && HD == be->limits.DK, "T=%d HD=%d, reserved %d %d", s.T, HD,
+        be->limits.T, be->limits.DK);
     const bool wide = rows_aligned(s.half, sizeof(act_t), qkv);
     const int pairs = 2 * s.H * s.half / (wide ? ACT_VEC : 1);
     const int threads = pairs >= THREADS ? THREADS : ceil_div(pairs, WARP) * WARP;

@@ -38,7 +38,7 @@ static AttentionPlan attention_plan(
 }
 
 static bool may_use_cudnn(const BackendLimits *l, const BackendOptions *options, int major) {
-    const AttnShape s = {l->HD, l->T, major, l->capped, BF16, cudnn_attention_available()};
+    const AttnShape s = {l->HD, l->DK, l->T, major, l->capped, BF16, cudnn_attention_available()};
     return attn_choose(&s, options->attn_core).core == ATTN_CORE_CUDNN;
 }
 
@@ -51,8 +51,8 @@ size_t attention_scratch_bytes(const BackendLimits *l, const BackendOptions *opt
     return attention_plan(l->B, l->T, l->H, l->HD, budget, cudnn, 0).total;
 }
 
-AttnChoice attention_core(const Backend *be, int HD, int T, bool softcap) {
-    const AttnShape s = {HD, T, be->major, softcap, BF16, cudnn_attention_available()};
+AttnChoice attention_core(const Backend *be, int HD, int DK, int T, bool softcap) {
+    const AttnShape s = {HD, DK, T, be->major, softcap, BF16, cudnn_attention_available()};
     const AttnChoice choice = attn_choose(&s, be->options.attn_core);
     if (choice.core == ATTN_CORE_AUTO)
         die(EXIT_USAGE, "--attn-core: this core cannot serve head size %d: %s", HD, choice.why);
@@ -61,7 +61,7 @@ AttnChoice attention_core(const Backend *be, int HD, int T, bool softcap) {
 
 void attention_describe(const Backend *be, char *text, size_t capacity) {
     const BackendLimits *l = &be->limits;
-    const AttnChoice choice = attention_core(be, l->HD, l->T, l->capped);
+    const AttnChoice choice = attention_core(be, l->HD, l->DK, l->T, l->capped);
     snprintf(text, capacity, ", attention by %s: %s",
         choice.core == ATTN_CORE_CUDNN ? "cuDNN" : "products", choice.why);
 }
@@ -86,7 +86,7 @@ static CudnnAttention cudnn_shape(int B, int T, int H, int HD) {
 
 void attention_reserve(Backend *be) {
     const BackendLimits *l = &be->limits;
-    if (!may_use_cudnn(l, &be->options, be->major)) return;
+    if (attention_core(be, l->HD, l->DK, l->T, l->capped).core != ATTN_CORE_CUDNN) return;
     CudnnAttention c = cudnn_shape(l->B, l->T, l->H, l->HD);
     c.softcap = l->capped ? 1.0f : 0.0f; /* whether there is one is all that a plan knows */
     cudnn_attention_build(be, &c);
@@ -115,11 +115,13 @@ static Attention attention_open(Backend *be, const AttentionArgs *a) {
     require_scratch(be);
     REQUIRE(a->B > 0 && a->T > 0 && a->H > 0 && a->HD > 0, "B %d T %d H %d HD %d", a->B, a->T, a->H,
         a->HD);
+    REQUIRE(a->DK > 0 && a->k0 >= 0 && a->k0 + a->DK <= a->HD, "channels %d to %d of %d", a->k0,
+        a->k0 + a->DK, a->HD);
     REQUIRE(!LASER || a->laser, "%s", "LASER needs what its backward reads");
     Attention x = {};
     x.a = a;
     const bool capped = a->softcap > 0 || be->limits.capped; /* as reserved */
-    x.cudnn = attention_core(be, a->HD, a->T, capped).core == ATTN_CORE_CUDNN;
+    x.cudnn = attention_core(be, a->HD, a->DK, a->T, capped).core == ATTN_CORE_CUDNN;
     x.plan = attention_plan(a->B, a->T, a->H, a->HD, 0, 0, be->plan.attention_bytes);
     REQUIRE(x.plan.total <= be->plan.attention_bytes, "B %d T %d H %d HD %d: more than reserved",
         a->B, a->T, a->H, a->HD);
@@ -173,6 +175,7 @@ static void cudnn_core_bwd(Backend *be, act_t *dqkv, const act_t *dout, const ac
     const AttentionArgs *a = x->a;
     const int T = a->T, H = a->H, HD = a->HD;
     const int64_t W = (int64_t)H * HD;
+    REQUIRE(!a->add_dv, "%s", "cuDNN's core adds nothing to dv");
     CudnnAttention c = cudnn_args(be, x, qkv);
     act_t *f = (act_t *)x->core;
     act_t *dO = (act_t *)(x->core + cudnn_acts_bytes(a->B, T, H, HD) / 2);
@@ -188,7 +191,7 @@ static void cudnn_core_bwd(Backend *be, act_t *dqkv, const act_t *dout, const ac
     cudnn_attention_bwd(be, &c);
     if (LASER)
         laser_dv(be, qkv_view(dqkv, 2, T, H, HD), qkv_view((const act_t *)dqkv, 2, T, H, HD),
-            dense_view((const act_t *)f, T, H, HD), x->saved, &r);
+            dense_view((const act_t *)f, T, H, HD), x->saved, false, &r);
 }
 
 void op_attention_fwd(Backend *be, act_t *out, const act_t *qkv, const AttentionArgs *a) {

@@ -15,7 +15,7 @@ enum { LASER = LASER_ATTENTION };
 /* ---- choosing a core: pure, printable ---- */
 
 typedef struct AttnShape {
-    int HD, T;
+    int HD, DK, T; /* DK: channels of a head that make its scores */
     int major; /* compute capability: 8 Ampere, 9 Hopper */
     bool softcap;
     bool bf16;
@@ -33,9 +33,9 @@ AttnChoice attn_choose(const AttnShape *shape, AttnCore asked);
 
 /* ---- for backend.cu -------------------------------------------------------------------------- */
 
-/* The core for a head size and length on this device; dies with EXIT_USAGE where the one that the
- * options force cannot serve them. */
-AttnChoice attention_core(const Backend *be, int HD, int T, bool softcap);
+/* The core for a shape on this device; dies with EXIT_USAGE where the one that the options force
+ * cannot serve it. */
+AttnChoice attention_core(const Backend *be, int HD, int DK, int T, bool softcap);
 size_t attention_scratch_bytes(
     const BackendLimits *limits, const BackendOptions *options, int major);
 /* ", attention by ..." for the shape that is reserved */

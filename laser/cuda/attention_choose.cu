@@ -6,6 +6,7 @@
 static const char *cudnn_lacks(const AttnShape *s) {
     if (!s->bf16) return "cuDNN's attention takes bf16 alone";
     if (!s->has_cudnn) return "built without cuDNN, or with one before 9.15.1";
+    if (s->DK != s->HD) return "cuDNN's scores are of whole heads, not of the halves of --diff";
     if (s->T == 1) return "cuDNN's attention needs more than one token";
     if (s->HD % 8 != 0) return "cuDNN's head sizes are multiples of 8";
     if (s->major == 9 && s->HD > 256) return "cuDNN's head sizes end at 256 on Hopper";

@@ -1,7 +1,9 @@
 /* cuda/attention_gemm.cu: the attention core of matrix products, for any head size. Works on chunks
  * of (sequence, head) pairs, copied into (pairs, T, HD) so that one batched product serves all of
  * them; scores are made for strips of rows, in causal blocks of 256 keys, and become probabilities
- * (backward: the gradients of the scores) in place. Knows no variant: F is whatever laser.cu made.
+ * (backward: the gradients of the scores) in place. Of q and k only the channels that make the
+ * scores are copied, so that products are as narrow and as aligned with any k0 and DK. Knows no
+ * variant: F is whatever laser.cu made.
  *
  * forward, a strip of rows:            backward:
  *   S  = scale q k^T   (float)           S again, dP = dO F^T   (float)
@@ -17,15 +19,22 @@ enum {
     WIDE = sizeof(float) / sizeof(act_t)
 };
 
+typedef struct Heads { /* (pairs, T, width) */
+    act_t *p;
+    int width;
+} Heads;
+
 typedef struct Chunk {
-    int first, pairs;           /* of b * H + h */
-    int T, HD, HDp;             /* HDp: head size padded to 16 bytes and more */
-    int64_t ld;                 /* floats from row to row of scores */
-    int rows;                   /* of a strip */
-    act_t *q, *k, *f, *dO, *dq; /* (pairs, T, HDp) */
-    void *dk, *df;              /* (pairs, T, HDp) act_t, or float where strips add up */
-    float *S, *dP;              /* (pairs, rows, ld); P and dS take their places */
-    float *O;                   /* (pairs, rows, HDp), where dP is in the backward pass */
+    int first, pairs;  /* of b * H + h */
+    int T, HD, HDp;    /* HDp: head size padded to 16 bytes and more */
+    int DK, DKp;       /* the same of the channels that make the scores */
+    int64_t ld;        /* floats from row to row of scores */
+    int rows;          /* of a strip */
+    Heads q, k, f, dO; /* DKp or HDp wide, as are their gradients */
+    act_t *dq;
+    void *dk, *df; /* act_t, or float where strips add up */
+    float *S, *dP; /* (pairs, rows, ld); P and dS take their places */
+    float *O;      /* (pairs, rows, HDp), where dP is in the backward pass */
 } Chunk;
 
 static int padded_head(int HD) {
@@ -70,16 +79,19 @@ static char *take(char **at, size_t bytes) {
     return p;
 }
 
+/* The plan has room for DK as large as HD. */
 static Chunk chunk_new(const GemmCoreArgs *x, int first, int pairs) {
-    const int T = x->a->T, HD = x->a->HD;
+    const int T = x->a->T, HD = x->a->HD, DK = x->a->DK;
     Chunk c = {};
-    c.first = first, c.pairs = pairs, c.T = T, c.HD = HD;
-    c.HDp = padded_head(HD), c.ld = padded_row(T);
+    c.first = first, c.pairs = pairs, c.T = T, c.HD = HD, c.DK = DK;
+    c.HDp = padded_head(HD), c.DKp = padded_head(DK), c.ld = padded_row(T);
     c.rows = x->plan.rows < T ? x->plan.rows : T;
     char *at = x->work;
     const size_t heads = (size_t)pairs * (size_t)T * (size_t)c.HDp;
     const size_t scores = (size_t)pairs * (size_t)c.rows * (size_t)c.ld;
-    act_t **acts[] = {&c.q, &c.k, &c.f, &c.dO, &c.dq};
+    c.q.width = c.k.width = c.DKp;
+    c.f.width = c.dO.width = c.HDp;
+    act_t **acts[] = {&c.q.p, &c.k.p, &c.f.p, &c.dO.p, &c.dq};
     for (act_t **p : acts) *p = (act_t *)take(&at, heads * sizeof(act_t));
     c.dk = take(&at, heads * sizeof(float));
     c.df = take(&at, heads * sizeof(float));
@@ -90,6 +102,13 @@ static Chunk chunk_new(const GemmCoreArgs *x, int first, int pairs) {
 
 static Rows chunk_rows(const Chunk *c, int H, int t0, int rows) {
     return Rows{c->first, c->pairs, H, t0, rows, c->HD, c->HDp};
+}
+static Rows chunk_scored(const Chunk *c, int H) { /* of q and k, all tokens */
+    return Rows{c->first, c->pairs, H, 0, c->T, c->DK, c->DKp};
+}
+/* q (0) or k (1): the channels that make the scores */
+template <typename E> static View<E> scored_view(E *qkv, int which, const AttentionArgs *a) {
+    return qkv_view(qkv + a->k0, which, a->T, a->H, a->HD);
 }
 
 /* ---- products -------------------------------------------------------------------------------- */
@@ -105,11 +124,11 @@ typedef struct Block {
 
 /* out (rows of the strip, keys) = alpha * a (rows) b (keys)^T */
 static void scores_product(
-    Backend *be, const Chunk *c, Block b, float *out, const act_t *A, const act_t *B, float alpha) {
+    Backend *be, const Chunk *c, Block b, float *out, Heads A, Heads B, float alpha) {
     Gemm g = {};
-    g.M = b.i1 - b.i0, g.N = b.i1, g.K = c->HDp;
-    g.A = A + (int64_t)b.i0 * c->HDp, g.lda = c->HDp, g.strideA = (int64_t)c->T * c->HDp;
-    g.B = B, g.ldb = c->HDp, g.strideB = g.strideA, g.transB = true;
+    g.M = b.i1 - b.i0, g.N = b.i1, g.K = A.width;
+    g.A = A.p + (int64_t)b.i0 * A.width, g.lda = A.width, g.strideA = (int64_t)c->T * A.width;
+    g.B = B.p, g.ldb = B.width, g.strideB = g.strideA, g.transB = true;
     g.C = out + (b.i0 - b.r0) * c->ld, g.ldc = c->ld, g.strideC = c->rows * c->ld;
     g.c_float = true, g.alpha = alpha, g.batch = c->pairs;
     gemm(be, &g);
@@ -118,29 +137,29 @@ static void scores_product(
 /* out (rows) = weights (rows, keys) b (keys); weights took the place of floats. out: row i0 of it,
  * its pairs stride apart. */
 static void rows_product(Backend *be, const Chunk *c, Block b, void *out, int64_t stride,
-    bool out_float, const float *weights, const act_t *B) {
+    bool out_float, const float *weights, Heads B) {
     Gemm g = {};
-    g.M = b.i1 - b.i0, g.N = c->HDp, g.K = b.i1;
+    g.M = b.i1 - b.i0, g.N = B.width, g.K = b.i1;
     g.A = (const act_t *)weights + (b.i0 - b.r0) * c->ld * WIDE;
     g.lda = c->ld * WIDE, g.strideA = c->rows * c->ld * WIDE;
-    g.B = B, g.ldb = c->HDp, g.strideB = (int64_t)c->T * c->HDp;
-    g.C = out, g.ldc = c->HDp, g.strideC = stride;
+    g.B = B.p, g.ldb = B.width, g.strideB = (int64_t)c->T * B.width;
+    g.C = out, g.ldc = B.width, g.strideC = stride;
     g.c_float = out_float, g.alpha = 1, g.batch = c->pairs;
     gemm(be, &g);
 }
 
 /* out (keys j0 .. j1) (+)= weights (rows, keys)^T b (rows), over the rows i0 .. i1 of the strip */
 static void keys_product(Backend *be, const Chunk *c, Block b, int j0, int j1, void *out,
-    const float *weights, const act_t *B) {
+    const float *weights, Heads B) {
     const bool strips = c->rows < c->T;
-    const int64_t at = (int64_t)j0 * c->HDp;
+    const int64_t at = (int64_t)j0 * B.width;
     Gemm g = {};
-    g.M = j1 - j0, g.N = c->HDp, g.K = b.i1 - b.i0;
+    g.M = j1 - j0, g.N = B.width, g.K = b.i1 - b.i0;
     g.A = (const act_t *)weights + (b.i0 - b.r0) * c->ld * WIDE + j0;
     g.lda = c->ld * WIDE, g.strideA = c->rows * c->ld * WIDE, g.transA = true;
-    g.B = B + (int64_t)b.i0 * c->HDp, g.ldb = c->HDp, g.strideB = (int64_t)c->T * c->HDp;
+    g.B = B.p + (int64_t)b.i0 * B.width, g.ldb = B.width, g.strideB = (int64_t)c->T * B.width;
     g.C = strips ? (void *)((float *)out + at) : (void *)((act_t *)out + at);
-    g.ldc = c->HDp, g.strideC = g.strideB;
+    g.ldc = B.width, g.strideC = g.strideB;
     g.c_float = strips, g.alpha = 1, g.beta = j0 < b.r0 ? 1.0f : 0.0f, g.batch = c->pairs;
     gemm(be, &g);
 }
@@ -255,9 +274,9 @@ static int scores_blocks(const Chunk *c) {
 /* ---- forward --------------------------------------------------------------------------------- */
 
 static void chunk_copy_in(Backend *be, const Chunk *c, const act_t *qkv, const AttentionArgs *a) {
-    const Rows r = chunk_rows(c, a->H, 0, c->T);
-    copy_rows(be, packed_view(c->q, &r), qkv_view(qkv, 0, a->T, a->H, a->HD), &r);
-    copy_rows(be, packed_view(c->k, &r), qkv_view(qkv, 1, a->T, a->H, a->HD), &r);
+    const Rows r = chunk_scored(c, a->H);
+    copy_rows(be, packed_view(c->q.p, &r), scored_view(qkv, 0, a), &r);
+    copy_rows(be, packed_view(c->k.p, &r), scored_view(qkv, 1, a), &r);
 }
 
 static void strip_fwd(Backend *be, act_t *out, const Chunk *c, const GemmCoreArgs *x, int r0) {
@@ -283,9 +302,9 @@ void gemm_core_fwd(Backend *be, act_t *out, const act_t *qkv, const GemmCoreArgs
         const View<const act_t> v = qkv_view(qkv, 2, a->T, a->H, a->HD);
         chunk_copy_in(be, &c, qkv, a);
         if (LASER)
-            laser_values(be, packed_view(c.f, &r), v, x->saved, &r);
+            laser_values(be, packed_view(c.f.p, &r), v, x->saved, &r);
         else
-            copy_rows(be, packed_view(c.f, &r), v, &r);
+            copy_rows(be, packed_view(c.f.p, &r), v, &r);
         for (int r0 = 0; r0 < c.T; r0 += c.rows) strip_fwd(be, out, &c, x, r0);
     }
 }
@@ -301,8 +320,8 @@ static void strip_bwd(Backend *be, const Chunk *c, const GemmCoreArgs *x, int r0
     }
     LAUNCH(softmax_bwd_kernel, scores_blocks(c), THREADS, 0, be->stream, chunk_scores(c, x, r0));
     for (int i = r0; i < r1; i += BLOCK)
-        rows_product(be, c, Block{i, least(i + BLOCK, r1), r0}, c->dq + (int64_t)i * c->HDp,
-            (int64_t)c->T * c->HDp, false, c->dP, c->k);
+        rows_product(be, c, Block{i, least(i + BLOCK, r1), r0}, c->dq + (int64_t)i * c->DKp,
+            (int64_t)c->T * c->DKp, false, c->dP, c->k);
     for (int j = 0; j < r1; j += BLOCK) {
         const Block b = {j > r0 ? j : r0, r1, r0};
         keys_product(be, c, b, j, least(j + BLOCK, r1), c->dk, c->dP, c->q);
@@ -310,23 +329,25 @@ static void strip_bwd(Backend *be, const Chunk *c, const GemmCoreArgs *x, int r0
     }
 }
 
-/* dq, dk and dF back into (B, T, 3, H, HD), with dV = dF E. */
+/* dq, dk and dF back into (B, T, 3, H, HD), with dV = dF E, or += it. */
 template <typename E>
 static void chunk_copy_out(Backend *be, act_t *dqkv, const Chunk *c, const GemmCoreArgs *x) {
     const AttentionArgs *a = x->a;
-    const int T = a->T, H = a->H, HD = a->HD;
-    Rows r = chunk_rows(c, H, 0, T);
-    const View<const act_t> dq = packed_view((const act_t *)c->dq, &r);
-    const View<const act_t> f = packed_view((const act_t *)c->f, &r);
-    const View<const E> dk = packed_view((const E *)c->dk, &r);
+    Rows scored = chunk_scored(c, a->H), r = chunk_rows(c, a->H, 0, a->T);
+    const View<const act_t> dq = packed_view((const act_t *)c->dq, &scored);
+    const View<const E> dk = packed_view((const E *)c->dk, &scored);
+    const View<const act_t> f = packed_view((const act_t *)c->f.p, &r);
     const View<const E> df = packed_view((const E *)c->df, &r);
-    r.HDp = HD; /* the padding stays behind */
-    copy_rows(be, qkv_view(dqkv, 0, T, H, HD), dq, &r);
-    copy_rows(be, qkv_view(dqkv, 1, T, H, HD), dk, &r);
+    const View<act_t> dv = qkv_view(dqkv, 2, a->T, a->H, a->HD);
+    scored.HDp = a->DK, r.HDp = a->HD; /* the padding stays behind */
+    copy_rows(be, scored_view(dqkv, 0, a), dq, &scored);
+    copy_rows(be, scored_view(dqkv, 1, a), dk, &scored);
     if (LASER)
-        laser_dv(be, qkv_view(dqkv, 2, T, H, HD), df, f, x->saved, &r);
+        laser_dv(be, dv, df, f, x->saved, a->add_dv, &r);
+    else if (a->add_dv)
+        add_rows(be, dv, df, &r);
     else
-        copy_rows(be, qkv_view(dqkv, 2, T, H, HD), df, &r);
+        copy_rows(be, dv, df, &r);
 }
 
 void gemm_core_bwd(Backend *be, act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out,
@@ -339,10 +360,10 @@ void gemm_core_bwd(Backend *be, act_t *dqkv, const act_t *dout, const act_t *qkv
         const View<const act_t> v = qkv_view(qkv, 2, T, H, HD);
         chunk_copy_in(be, &c, qkv, a);
         if (LASER)
-            laser_values_again(be, packed_view(c.f, &r), v, x->saved, &r);
+            laser_values_again(be, packed_view(c.f.p, &r), v, x->saved, &r);
         else
-            copy_rows(be, packed_view(c.f, &r), v, &r);
-        attention_dout(be, packed_view(c.dO, &r), x->D, x->exact, dense_view(dout, T, H, HD),
+            copy_rows(be, packed_view(c.f.p, &r), v, &r);
+        attention_dout(be, packed_view(c.dO.p, &r), x->D, x->exact, dense_view(dout, T, H, HD),
             dense_view(out, T, H, HD), x->saved, T, &r);
         for (int r0 = 0; r0 < T; r0 += c.rows) strip_bwd(be, &c, x, r0);
         if (c.rows < T)

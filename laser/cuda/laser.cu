@@ -38,7 +38,7 @@ template <typename E> static bool view_aligned(const View<E> &v) {
 
 /* ---- copies ---- */
 
-template <int VEC, typename D, typename S>
+template <int VEC, bool ADD, typename D, typename S>
 __global__ static void copy_rows_kernel(View<D> dst, View<S> src, Rows r, int lanes) {
     const int64_t row = my_row(r, lanes);
     if (row < 0) return;
@@ -46,27 +46,44 @@ __global__ static void copy_rows_kernel(View<D> dst, View<S> src, Rows r, int la
     const S *from = view_row(src, pair, r.H, t);
     D *to = view_row(dst, pair, r.H, t);
     for (int c = (threadIdx.x % lanes) * VEC; c < r.HDp; c += lanes * VEC) {
-        float x[VEC] = {};
+        float x[VEC] = {}, old[VEC] = {};
         if (c < r.HD) load_vec<VEC>(x, from + c);
+        if (ADD) {
+            load_vec<VEC>(old, to + c);
+#pragma unroll
+            for (int i = 0; i < VEC; i++) x[i] += old[i];
+        }
         store_vec<VEC>(to + c, x);
+    }
+}
+
+template <bool ADD, typename D, typename S>
+static void launch_copy(Backend *be, View<D> dst, View<S> src, const Rows *r) {
+    if (r->HD % ACT_VEC == 0 && view_aligned(dst) && view_aligned(src)) {
+        const int lanes = row_lanes(r->HDp / ACT_VEC);
+        LAUNCH((copy_rows_kernel<ACT_VEC, ADD, D, S>), row_blocks(r, lanes), THREADS, 0, be->stream,
+            dst, src, *r, lanes);
+    } else {
+        const int lanes = row_lanes(r->HDp);
+        LAUNCH((copy_rows_kernel<1, ADD, D, S>), row_blocks(r, lanes), THREADS, 0, be->stream, dst,
+            src, *r, lanes);
     }
 }
 
 template <typename D, typename S>
 void copy_rows(Backend *be, View<D> dst, View<S> src, const Rows *r) {
-    if (r->HD % ACT_VEC == 0 && view_aligned(dst) && view_aligned(src)) {
-        const int lanes = row_lanes(r->HDp / ACT_VEC);
-        LAUNCH((copy_rows_kernel<ACT_VEC, D, S>), row_blocks(r, lanes), THREADS, 0, be->stream, dst,
-            src, *r, lanes);
-    } else {
-        const int lanes = row_lanes(r->HDp);
-        LAUNCH((copy_rows_kernel<1, D, S>), row_blocks(r, lanes), THREADS, 0, be->stream, dst, src,
-            *r, lanes);
-    }
+    launch_copy<false>(be, dst, src, r);
+}
+template <typename D, typename S>
+void add_rows(Backend *be, View<D> dst, View<S> src, const Rows *r) {
+    REQUIRE(r->HDp == r->HD, "rows of %d, padded to %d", r->HD, r->HDp);
+    launch_copy<true>(be, dst, src, r);
 }
 template void copy_rows(Backend *, View<act_t>, View<const act_t>, const Rows *);
+template void add_rows(Backend *, View<act_t>, View<const act_t>, const Rows *);
 #ifdef LASER_BF16
 template void copy_rows(Backend *, View<act_t>, View<const float>, const Rows *);
+template void add_rows(Backend *, View<act_t>, View<const float>, const Rows *);
 #endif
 
 /* ---- values ---- */
@@ -326,40 +343,46 @@ void attention_dout(Backend *be, View<act_t> dO, float *D, int *exact, View<cons
 
 /* ---- after the core's backward ---- */
 
-/* Reads dF (2 or 4) and F (2), writes dV (2): 2 bytes more than a copy. */
+/* Reads dF (2 or 4) and F (2), writes dV (2): 2 bytes more than a copy. With add it reads the old
+ * dV (2). */
 template <int VEC, typename E>
-__global__ static void laser_dv_kernel(
-    View<act_t> dv, View<const E> df, View<const act_t> f, LaserSaved s, Rows r, int lanes) {
+__global__ static void laser_dv_kernel(View<act_t> dv, View<const E> df, View<const act_t> f,
+    LaserSaved s, bool add, Rows r, int lanes) {
     const int64_t row = my_row(r, lanes);
     if (row < 0) return;
     const int pair = r.first + (int)(row / r.rows), t = r.t0 + (int)(row % r.rows);
     const int64_t at = (int64_t)pair * r.HD;
     for (int c = (threadIdx.x % lanes) * VEC; c < r.HD; c += lanes * VEC) {
-        float g[VEC], x[VEC];
+        float g[VEC], x[VEC], old[VEC] = {};
+        act_t *to = view_row(dv, pair, r.H, t) + c;
         load_vec<VEC>(g, view_row(df, pair, r.H, t) + c);
         load_vec<VEC>(x, view_row(f, pair, r.H, t) + c);
+        if (add) load_vec<VEC>(old, to);
 #pragma unroll
-        for (int i = 0; i < VEC; i++) g[i] *= x[i] + s.kappa[at + c + i];
-        store_vec<VEC>(view_row(dv, pair, r.H, t) + c, g);
+        for (int i = 0; i < VEC; i++) {
+            g[i] *= x[i] + s.kappa[at + c + i];
+            if (add) g[i] += old[i];
+        }
+        store_vec<VEC>(to, g);
     }
 }
 
 template <typename E>
 void laser_dv(Backend *be, View<act_t> dv, View<const E> df, View<const act_t> f, LaserSaved s,
-    const Rows *r) {
+    bool add, const Rows *r) {
     if (r->HD % ACT_VEC == 0 && view_aligned(dv) && view_aligned(df) && view_aligned(f)) {
         const int lanes = row_lanes(r->HD / ACT_VEC);
         LAUNCH((laser_dv_kernel<ACT_VEC, E>), row_blocks(r, lanes), THREADS, 0, be->stream, dv, df,
-            f, s, *r, lanes);
+            f, s, add, *r, lanes);
     } else {
         const int lanes = row_lanes(r->HD);
         LAUNCH((laser_dv_kernel<1, E>), row_blocks(r, lanes), THREADS, 0, be->stream, dv, df, f, s,
-            *r, lanes);
+            add, *r, lanes);
     }
 }
 template void laser_dv(
-    Backend *, View<act_t>, View<const act_t>, View<const act_t>, LaserSaved, const Rows *);
+    Backend *, View<act_t>, View<const act_t>, View<const act_t>, LaserSaved, bool, const Rows *);
 #ifdef LASER_BF16
 template void laser_dv(
-    Backend *, View<act_t>, View<const float>, View<const act_t>, LaserSaved, const Rows *);
+    Backend *, View<act_t>, View<const float>, View<const act_t>, LaserSaved, bool, const Rows *);
 #endif

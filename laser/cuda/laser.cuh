@@ -63,6 +63,8 @@ LaserSaved laser_saved(float *block, int B, int T, int H, int HD);
 /* dst = src, row by row; HDp > HD: zeros behind. */
 template <typename D, typename S>
 void copy_rows(Backend *be, View<D> dst, View<S> src, const Rows *r);
+template <typename D, typename S> /* dst += src, as long as HDp is HD */
+void add_rows(Backend *be, View<D> dst, View<S> src, const Rows *r);
 
 /* m, kappa, jump of the pairs, and F; r covers whole sequences. */
 void laser_values(Backend *be, View<act_t> f, View<const act_t> v, LaserSaved s, const Rows *r);
@@ -78,10 +80,10 @@ void attention_post(
  * D[pair * T + t] = sum over channels of dO * O, where D is not NULL. out: standard's O. */
 void attention_dout(Backend *be, View<act_t> dO, float *D, int *exact, View<const act_t> dout,
     View<const act_t> out, LaserSaved s, int T, const Rows *r);
-/* dv = df * (F + kappa); df and dv may be the same memory. */
+/* dv = df * (F + kappa), or dv += that; df and dv may be the same memory where nothing is added. */
 template <typename E>
 void laser_dv(Backend *be, View<act_t> dv, View<const E> df, View<const act_t> f, LaserSaved s,
-    const Rows *r);
+    bool add, const Rows *r);
 
 /* The exact path (laser_exact.cu). work: laser_exact_bytes(T, HD). */
 size_t laser_exact_bytes(int T, int HD);

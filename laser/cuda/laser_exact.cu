@@ -11,7 +11,7 @@ enum { THREADS = 256, WARPS = THREADS / WARP, FWD_BLOCKS = 256, BWD_BLOCKS = 16 
 
 typedef struct Exact { /* what a kernel gets; W = H * HD */
     const act_t *qkv;
-    int T, H, HD;
+    int T, H, HD, DK, k0; /* channels [k0, k0 + DK) of q and k make the scores */
     float scale, softcap;
     const int *exact; /* (B, H, T) */
     int64_t rows;     /* B * H * T */
@@ -19,8 +19,8 @@ typedef struct Exact { /* what a kernel gets; W = H * HD */
 } Exact;
 
 static Exact exact_of(const AttentionArgs *a, const act_t *qkv, const int *exact, LaserSaved s) {
-    return Exact{
-        qkv, a->T, a->H, a->HD, a->scale, a->softcap, exact, (int64_t)a->B * a->H * a->T, s};
+    return Exact{qkv, a->T, a->H, a->HD, a->DK, a->k0, a->scale, a->softcap, exact,
+        (int64_t)a->B * a->H * a->T, s};
 }
 
 static size_t fwd_floats(int T) {
@@ -49,12 +49,12 @@ __device__ static inline int64_t out_at(const Exact &x, int pair, int t) {
 __device__ static float exact_scores(
     const Exact &x, int pair, int i, float *scores, float *shared) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const act_t *q = x.qkv + token_at(x, pair, i, 0);
+    const act_t *q = x.qkv + token_at(x, pair, i, 0) + x.k0;
     float high = -INFINITY, sum = 0;
     for (int j = warp; j <= i; j += WARPS) {
-        const act_t *k = x.qkv + token_at(x, pair, j, 1);
+        const act_t *k = x.qkv + token_at(x, pair, j, 1) + x.k0;
         float s = 0;
-        for (int c = lane; c < x.HD; c += WARP) s += to_float(q[c]) * to_float(k[c]);
+        for (int c = lane; c < x.DK; c += WARP) s += to_float(q[c]) * to_float(k[c]);
         s = warp_sum(s) * x.scale;
         if (x.softcap > 0) s = x.softcap * tanhf(s / x.softcap);
         if (lane == 0) scores[j] = s;
@@ -133,15 +133,15 @@ void laser_exact_fwd(Backend *be, act_t *out, const act_t *qkv, const int *exact
 typedef struct ExactWork {     /* of a block */
     float *scores, *ds;        /* (T) */
     float *top, *high, *share; /* (HD); share: dout / sum, 0 where the channel is not exact */
-    float *dq, *dk, *dv;       /* (T, HD) */
+    float *dq, *dk;            /* (T, DK) */
+    float *dv;                 /* (T, HD), behind them */
 } ExactWork;
 
-__device__ static inline ExactWork exact_work(float *p, int T, int HD) {
-    const int64_t n = (int64_t)T * HD;
+__device__ static inline ExactWork exact_work(float *p, int T, int HD, int DK) {
     ExactWork w = {
         p, p + T, p + 2 * T, p + 2 * T + HD, p + 2 * T + 2 * HD, p + 2 * T + 3 * HD, 0, 0};
-    w.dk = w.dq + n;
-    w.dv = w.dk + n;
+    w.dk = w.dq + (int64_t)T * DK;
+    w.dv = w.dk + (int64_t)T * DK;
     return w;
 }
 
@@ -161,7 +161,7 @@ __device__ static void exact_row_bwd(
         total += g;
     }
     total = block_sum(total, shared);
-    const act_t *q = x.qkv + token_at(x, pair, i, 0);
+    const act_t *q = x.qkv + token_at(x, pair, i, 0) + x.k0;
     for (int j = warp; j <= i; j += WARPS) {
         const act_t *v = x.qkv + token_at(x, pair, j, 2);
         float ds = 0;
@@ -174,38 +174,46 @@ __device__ static void exact_row_bwd(
         ds = warp_sum(ds) - total * expf(w.scores[j] - lse);
         const float t = x.softcap > 0 ? w.scores[j] / x.softcap : 0.0f;
         ds *= x.scale * (1.0f - t * t);
-        for (int c = lane; c < HD; c += WARP) w.dk[(int64_t)j * HD + c] += ds * to_float(q[c]);
+        for (int c = lane; c < x.DK; c += WARP) w.dk[(int64_t)j * x.DK + c] += ds * to_float(q[c]);
         if (lane == 0) w.ds[j] = ds;
     }
     __syncthreads();
-    for (int c = threadIdx.x; c < HD; c += THREADS) {
+    const act_t *k = x.qkv + x.k0;
+    for (int c = threadIdx.x; c < x.DK; c += THREADS) {
         float sum = 0;
-        for (int j = 0; j <= i; j++) sum += w.ds[j] * to_float(x.qkv[token_at(x, pair, j, 1) + c]);
-        w.dq[(int64_t)i * HD + c] = sum;
+        for (int j = 0; j <= i; j++) sum += w.ds[j] * to_float(k[token_at(x, pair, j, 1) + c]);
+        w.dq[(int64_t)i * x.DK + c] = sum;
     }
     __syncthreads();
+}
+
+/* dqkv's q (which 0), k (1) or v (2) from channel `first` on += sums (T, width) of a block. */
+__device__ static void exact_add(
+    const Exact &x, act_t *dqkv, const float *sums, int pair, int which, int first, int width) {
+    for (int64_t k = threadIdx.x; k < (int64_t)x.T * width; k += THREADS) {
+        act_t *to = dqkv + token_at(x, pair, (int)(k / width), which) + first + k % width;
+        store(to, to_float(*to) + sums[k]);
+    }
 }
 
 /* A block works on whole (sequence, head) pairs that have a marked row. */
 __global__ static void laser_exact_bwd_kernel(
     Exact x, act_t *dqkv, const act_t *dout, float *work, int64_t block_floats) {
     SHARED_ARRAY(float, shared, WARP);
-    const ExactWork w = exact_work(work + blockIdx.x * block_floats, x.T, x.HD);
-    const int64_t n = (int64_t)x.T * x.HD;
+    const ExactWork w = exact_work(work + blockIdx.x * block_floats, x.T, x.HD, x.DK);
+    const int64_t sums = (int64_t)x.T * (2 * x.DK + x.HD);
     for (int pair = blockIdx.x; pair < (int)(x.rows / x.T); pair += gridDim.x) {
         const int *marked = x.exact + (int64_t)pair * x.T;
         int any = 0;
         for (int t = threadIdx.x; t < x.T; t += THREADS) any |= marked[t];
         if (!__syncthreads_or(any)) continue;
-        for (int64_t k = threadIdx.x; k < 3 * n; k += THREADS) w.dq[k] = 0;
+        for (int64_t k = threadIdx.x; k < sums; k += THREADS) w.dq[k] = 0;
         __syncthreads();
         for (int i = 0; i < x.T; i++)
             if (marked[i]) exact_row_bwd(x, w, dout, pair, i, shared);
-        for (int64_t k = threadIdx.x; k < 3 * n; k += THREADS) {
-            const int which = (int)(k / n), t = (int)(k % n / x.HD), c = (int)(k % x.HD);
-            act_t *to = dqkv + token_at(x, pair, t, which) + c;
-            store(to, to_float(*to) + w.dq[k]);
-        }
+        exact_add(x, dqkv, w.dq, pair, 0, x.k0, x.DK);
+        exact_add(x, dqkv, w.dk, pair, 1, x.k0, x.DK);
+        exact_add(x, dqkv, w.dv, pair, 2, 0, x.HD);
         __syncthreads();
     }
 }

@@ -13,7 +13,7 @@
 #include "dev/ref/ops_ref.h"
 #include "laser/base.h"
 
-/* One head of one sequence. Row t of q, k, v lies at t * step. */
+/* One head of one sequence. Row t of q, k, v lies at t * step; q and k begin at channel k0. */
 typedef struct Head {
     const RefAttention *a;
     int step, out_step;
@@ -50,7 +50,7 @@ static void head_rows(Head *h, int i) {
     for (int j = 0; j < a->T; j++) {
         row[j] = -INFINITY;
         if (!visible(a, i, j)) continue;
-        double s = dot(h->q + query * h->step, h->k + j * h->step, a->HD);
+        double s = dot(h->q + query * h->step, h->k + j * h->step, a->DK);
         s *= a->scale * (a->plant == PLANT_SCALE ? (a->act_u > 0 ? 1.1 : 1.001) : 1);
         double t = a->softcap > 0 ? tanh(s / a->softcap) : 0;
         row[j] = a->softcap > 0 ? a->softcap * t : s;
@@ -92,9 +92,9 @@ static void head_open(Head *h, const double *qkv, int b, int head, const RefAtte
     size_t T = (size_t)a->T, HD = (size_t)a->HD;
     int width = a->H * a->HD;
     *h = (Head){.a = a, .step = 3 * width, .out_step = width};
-    h->q = qkv + b * a->T * h->step + head * a->HD;
+    h->q = qkv + b * a->T * h->step + head * a->HD + a->k0;
     h->k = h->q + width;
-    h->v = h->k + width;
+    h->v = h->k + width - a->k0;
     h->logp = doubles(T * T);
     h->slope = doubles(T * T);
     h->lse = doubles(T);
@@ -188,19 +188,27 @@ static void head_bwd_row(const Head *h, double *ds, double *dv, const double *do
     }
 }
 
+/* Zero where the backward pass will add up what it writes. */
+static void clear_gradients(double *dq, double *dk, double *dv, const Head *h) {
+    for (int t = 0; t < h->a->T; t++) {
+        for (int c = 0; c < h->a->DK; c++) dq[t * h->step + c] = dk[t * h->step + c] = 0;
+        for (int c = 0; c < h->a->HD && !h->a->add_dv; c++) dv[t * h->step + c] = 0;
+    }
+}
+
 void ref_attention_bwd(double *dqkv, const double *dout, const double *qkv, const RefAttention *a) {
     size_t width = (size_t)a->H * (size_t)a->HD;
-    memset(dqkv, 0, sizeof(double) * (size_t)a->B * (size_t)a->T * 3 * width);
     double *ds = doubles((size_t)a->T);
     for (int bh = 0; bh < a->B * a->H; bh++) {
         Head h;
         head_open(&h, qkv, bh / a->H, bh % a->H, a);
-        double *dq = dqkv + (h.q - qkv), *dk = dq + width, *dv = dk + width;
+        double *dq = dqkv + (h.q - qkv), *dk = dq + width, *dv = dqkv + (h.v - qkv);
+        clear_gradients(dq, dk, dv, &h);
         const double *g = dout + out_offset(a, bh / a->H, bh % a->H);
         for (int i = 0; i < a->T; i++) {
             head_bwd_row(&h, ds, dv, g + i * h.out_step, i);
             for (int j = 0; j < a->T; j++) {
-                for (int c = 0; c < a->HD && ds[j] != 0; c++) {
+                for (int c = 0; c < a->DK && ds[j] != 0; c++) {
                     dq[i * h.step + c] += a->scale * ds[j] * h.k[j * h.step + c];
                     dk[j * h.step + c] += a->scale * ds[j] * h.q[i * h.step + c];
                 }
@@ -213,7 +221,7 @@ void ref_attention_bwd(double *dqkv, const double *dout, const double *qkv, cons
 
 /* ---- how far fp32 may be --------------------------------------------------------------------- */
 
-/* Score: tau[j] = gamma(HD) scale sum|q k| + rounding of s. Probability, relative: eps[j] = tau[j]
+/* Score: tau[j] = gamma(DK) scale sum|q k| + rounding of s. Probability, relative: eps[j] = tau[j]
  * + mean of tau + gamma(T) for the denominator + a few evaluations of exp, of arguments as large as
  * the scores.
  * LASER: a term p exp(v - top), top the largest v that the row sees, is off by eps + FN +
@@ -302,10 +310,10 @@ static void bound_row(const Head *h, Bound *b, double *lse_tol, int i) {
     double mean = 0, largest = 0;
     for (int j = 0; j <= i; j++) {
         double sum = 0, s = h->logp[i * a->T + j] + h->lse[i];
-        for (int c = 0; c < a->HD; c++) {
+        for (int c = 0; c < a->DK; c++) {
             sum += fabs(h->q[i * h->step + c] * h->k[j * h->step + c]);
         }
-        b->tau[j] = (ref_gamma(a->HD) + 2 * REF_U) * fabs(a->scale) * sum + REF_FN * fabs(s);
+        b->tau[j] = (ref_gamma(a->DK) + 2 * REF_U) * fabs(a->scale) * sum + REF_FN * fabs(s);
         mean += exp(h->logp[i * a->T + j]) * b->tau[j];
         largest = fmax(largest, fabs(s));
     }
@@ -376,7 +384,7 @@ static void bound_head(
     const Head *h, Bound *b, double *out_tol, double *lse_tol, double *dq_tol, const double *dout) {
     const RefAttention *a = h->a;
     double *dk_tol = dout ? dq_tol + h->out_step : NULL;
-    double *dv_tol = dout ? dk_tol + h->out_step : NULL;
+    double *dv_tol = dout ? dk_tol + h->out_step - a->k0 : NULL;
     double gamma = ref_gamma(a->T) + 2 * REF_U;
     for (int i = 0; i < a->T; i++) {
         bound_row(h, b, lse_tol + i, i);
@@ -387,7 +395,7 @@ static void bound_head(
         if (a->act_u > 0) narrow_bwd(h, b, dv_tol, dout + i * h->out_step, i);
         for (int j = 0; j <= i; j++) {
             double tol = fabs(a->scale) * (b->ds_tol[j] + gamma * b->ds_abs[j]);
-            for (int c = 0; c < a->HD; c++) {
+            for (int c = 0; c < a->DK; c++) {
                 dq_tol[i * h->step + c] += tol * fabs(h->k[j * h->step + c]);
                 dk_tol[j * h->step + c] += tol * fabs(h->q[i * h->step + c]);
             }

@@ -107,37 +107,60 @@ typedef struct AttentionCase {
     int B, T, H, HD;
     double softcap, v_std;
     Extreme extreme;
+    int DK, k0;  /* channels that make the scores */
+    bool add_dv; /* a second map over the same v */
 } AttentionCase;
+#define ALL_CHANNELS(HD) HD, 0, false
 
 static const AttentionCase attention_cases[] = {
-    {"one token", 1, 1, 1, 1, 0, 1, EXTREME_NONE},
-    {"two tokens, head size 1", 2, 2, 3, 1, 0, 1, EXTREME_NONE},
-    {"head size 3", 2, 19, 2, 3, 0, 1, EXTREME_NONE},
-    {"head size 40", 1, 67, 3, 40, 0, 1, EXTREME_NONE},
-    {"head size 64", 2, 64, 2, 64, 0, 0.07, EXTREME_NONE},
-    {"head size 128", 1, 129, 2, 128, 0, 0.25, EXTREME_NONE},
-    {"head size 256", 1, 70, 1, 256, 0, 1, EXTREME_NONE},
-    {"head size 512", 1, 37, 2, 512, 0, 1, EXTREME_NONE},
-    {"head size 720", 1, 67, 1, 720, 0, 1, EXTREME_NONE},
-    {"T 129", 2, 129, 1, 16, 0, 1, EXTREME_NONE},
-    {"T 200", 1, 200, 2, 24, 0, 1, EXTREME_NONE},
-    {"T 300", 1, 300, 1, 64, 0, 1, EXTREME_NONE},
-    {"soft cap 50", 2, 67, 2, 32, 50, 1, EXTREME_NONE},
-    {"soft cap that bites", 1, 130, 2, 20, 1.5, 1, EXTREME_NONE},
-    {"std of v 0.005", 1, 67, 2, 32, 0, 0.005, EXTREME_NONE},
-    {"std of v 3", 1, 129, 1, 32, 0, 3, EXTREME_NONE},
-    {"std of v 10", 1, 129, 1, 32, 0, 10, EXTREME_NONE},
-    {"std of v 30", 2, 67, 2, 32, 0, 30, EXTREME_NONE},
-    {"v 1e4", 1, 67, 2, 16, 0, 1, EXTREME_LARGE},
-    {"v 1e4 at the last token", 2, 67, 1, 16, 0, 1, EXTREME_LAST},
-    {"v 1e4 at the last token of a block", 1, 64, 1, 16, 0, 1, EXTREME_LAST},
-    {"v alternates +-1e4", 1, 131, 1, 16, 0, 1, EXTREME_ALTERNATING},
-    {"largest v at probability e^-60", 1, 67, 1, 16, 0, 1, EXTREME_UNDERFLOW},
-    {"largest v at probability e^-200", 1, 67, 1, 16, 0, 1, EXTREME_LOST},
-    {"first v 88 above, at e^-200", 1, 67, 1, 16, 0, 1, EXTREME_FIRST_88},
-    {"first v 100 above, at e^-200", 1, 67, 2, 16, 0, 1, EXTREME_FIRST_100},
-    {"v +-3e38", 1, 67, 1, 16, 0, 1, EXTREME_FLOAT_MAX},
-    {"v 300 +- 0.1", 1, 67, 2, 32, 0, 0.1, EXTREME_OFFSET},
+    {"one token", 1, 1, 1, 1, 0, 1, EXTREME_NONE, ALL_CHANNELS(1)},
+    {"two tokens, head size 1", 2, 2, 3, 1, 0, 1, EXTREME_NONE, ALL_CHANNELS(1)},
+    {"head size 3", 2, 19, 2, 3, 0, 1, EXTREME_NONE, ALL_CHANNELS(3)},
+    {"head size 40", 1, 67, 3, 40, 0, 1, EXTREME_NONE, ALL_CHANNELS(40)},
+    {"head size 64", 2, 64, 2, 64, 0, 0.07, EXTREME_NONE, ALL_CHANNELS(64)},
+    {"head size 128", 1, 129, 2, 128, 0, 0.25, EXTREME_NONE, ALL_CHANNELS(128)},
+    {"head size 256", 1, 70, 1, 256, 0, 1, EXTREME_NONE, ALL_CHANNELS(256)},
+    {"head size 512", 1, 37, 2, 512, 0, 1, EXTREME_NONE, ALL_CHANNELS(512)},
+    {"head size 720", 1, 67, 1, 720, 0, 1, EXTREME_NONE, ALL_CHANNELS(720)},
+    {"T 129", 2, 129, 1, 16, 0, 1, EXTREME_NONE, ALL_CHANNELS(16)},
+    {"T 200", 1, 200, 2, 24, 0, 1, EXTREME_NONE, ALL_CHANNELS(24)},
+    {"T 300", 1, 300, 1, 64, 0, 1, EXTREME_NONE, ALL_CHANNELS(64)},
+    {"soft cap 50", 2, 67, 2, 32, 50, 1, EXTREME_NONE, ALL_CHANNELS(32)},
+    {"soft cap that bites", 1, 130, 2, 20, 1.5, 1, EXTREME_NONE, ALL_CHANNELS(20)},
+    {"std of v 0.005", 1, 67, 2, 32, 0, 0.005, EXTREME_NONE, ALL_CHANNELS(32)},
+    {"std of v 3", 1, 129, 1, 32, 0, 3, EXTREME_NONE, ALL_CHANNELS(32)},
+    {"std of v 10", 1, 129, 1, 32, 0, 10, EXTREME_NONE, ALL_CHANNELS(32)},
+    {"std of v 30", 2, 67, 2, 32, 0, 30, EXTREME_NONE, ALL_CHANNELS(32)},
+    {"v 1e4", 1, 67, 2, 16, 0, 1, EXTREME_LARGE, ALL_CHANNELS(16)},
+    {"v 1e4 at the last token", 2, 67, 1, 16, 0, 1, EXTREME_LAST, ALL_CHANNELS(16)},
+    {"v 1e4 at the last token of a block", 1, 64, 1, 16, 0, 1, EXTREME_LAST, ALL_CHANNELS(16)},
+    {"v alternates +-1e4", 1, 131, 1, 16, 0, 1, EXTREME_ALTERNATING, ALL_CHANNELS(16)},
+    {"largest v at probability e^-60", 1, 67, 1, 16, 0, 1, EXTREME_UNDERFLOW, ALL_CHANNELS(16)},
+    {"largest v at probability e^-200", 1, 67, 1, 16, 0, 1, EXTREME_LOST, ALL_CHANNELS(16)},
+    {"first v 88 above, at e^-200", 1, 67, 1, 16, 0, 1, EXTREME_FIRST_88, ALL_CHANNELS(16)},
+    {"first v 100 above, at e^-200", 1, 67, 2, 16, 0, 1, EXTREME_FIRST_100, ALL_CHANNELS(16)},
+    {"v +-3e38", 1, 67, 1, 16, 0, 1, EXTREME_FLOAT_MAX, ALL_CHANNELS(16)},
+    {"v 300 +- 0.1", 1, 67, 2, 32, 0, 0.1, EXTREME_OFFSET, ALL_CHANNELS(32)},
+    /* differential attention: q and k by halves */
+    {"first of 2 x 1", 2, 5, 3, 2, 0, 1, EXTREME_NONE, 1, 0, false},
+    {"second of 2 x 1, added", 2, 5, 3, 2, 0, 1, EXTREME_NONE, 1, 1, true},
+    {"first of 2 x 3", 2, 19, 2, 6, 0, 1, EXTREME_NONE, 3, 0, false},
+    {"second of 2 x 3, added", 2, 19, 2, 6, 0, 1, EXTREME_NONE, 3, 3, true},
+    {"first of 2 x 11, soft cap, added", 1, 67, 2, 22, 1.5, 1, EXTREME_NONE, 11, 0, true},
+    {"second of 2 x 11", 2, 67, 1, 22, 0, 1, EXTREME_NONE, 11, 11, false},
+    {"first of 2 x 16", 2, 129, 2, 32, 0, 0.25, EXTREME_NONE, 16, 0, false},
+    {"second of 2 x 16, added", 2, 129, 2, 32, 0, 0.25, EXTREME_NONE, 16, 16, true},
+    {"first of 2 x 32, T 300", 1, 300, 1, 64, 0, 1, EXTREME_NONE, 32, 0, false},
+    {"second of 2 x 32, T 300, added", 1, 300, 1, 64, 0, 1, EXTREME_NONE, 32, 32, true},
+    {"first of 2 x 64, added", 1, 70, 2, 128, 0, 1, EXTREME_NONE, 64, 0, true},
+    {"second of 2 x 64, soft cap 50", 1, 70, 2, 128, 50, 1, EXTREME_NONE, 64, 64, false},
+    {"first of 2 x 256", 1, 37, 1, 512, 0, 1, EXTREME_NONE, 256, 0, false},
+    {"second of 2 x 256, added", 1, 37, 1, 512, 0, 1, EXTREME_NONE, 256, 256, true},
+    {"first of 2 x 360", 1, 35, 1, 720, 0, 1, EXTREME_NONE, 360, 0, false},
+    {"second of 2 x 360, added", 1, 35, 1, 720, 0, 1, EXTREME_NONE, 360, 360, true},
+    {"halves, v 1e4 at the last token", 2, 67, 1, 16, 0, 1, EXTREME_LAST, 8, 8, true},
+    {"halves, largest v at e^-60", 1, 67, 2, 16, 0, 1, EXTREME_UNDERFLOW, 8, 0, false},
+    {"halves, largest v at e^-200", 1, 67, 2, 16, 0, 1, EXTREME_LOST, 8, 8, true},
 };
 
 typedef struct RopeCase {
@@ -150,6 +173,54 @@ static const RopeCase rope_cases[] = {
     {"head size 40", 2, 67, 1, 40},
     {"head size 64", 1, 129, 2, 64},
     {"head size 720", 1, 3, 2, 720},
+};
+
+typedef struct QueryKeyCase {
+    const char *label;
+    int N, H, HD;
+    double eps, std, mean; /* of q and k */
+    bool norm;
+    double p_std; /* of the per-dimension scale; 0: none */
+} QueryKeyCase;
+
+static const QueryKeyCase query_key_cases[] = {
+    {"one head of one channel, scaled", 1, 1, 1, 1e-6, 1, 0, false, 1},
+    {"two channels, both", 3, 2, 2, 1e-5, 1, 0, true, 1},
+    {"head size 3, norm", 19, 5, 3, 1e-6, 1, 0, true, 0},
+    {"head size 11, both", 70, 2, 11, 1e-6, 2, 0.5, true, 0.5},
+    {"2 x 16, norm", 33, 4, 16, 1e-6, 1, 0, true, 0},
+    {"2 x 16, scaled", 33, 4, 16, 1e-6, 1, 0, false, 0.5},
+    {"head size 64, scaled far: p 30 either way", 17, 3, 64, 1e-6, 1, 0, false, 15},
+    {"head size 72, variance as small as eps", 5, 2, 72, 1e-5, 0.003, 0, true, 1},
+    {"head size 128, both", 130, 2, 128, 1e-6, 1, 0, true, 1},
+    {"head size 130, mean much larger than the deviation", 9, 1, 130, 1e-5, 1, 100, true, 1},
+    {"head size 256, norm", 9, 3, 256, 1e-6, 3, 0, true, 0},
+    {"head size 360, both", 7, 2, 360, 1e-6, 1, 0, true, 1},
+    {"head size 512, scaled", 5, 1, 512, 1e-6, 1, 0, false, 1},
+    {"head size 720, both", 3, 2, 720, 1e-6, 1, 0, true, 1},
+    {"more tokens than are summed at a time", 2100, 2, 8, 1e-6, 1, 0, true, 1},
+};
+
+typedef struct DiffCase {
+    const char *label;
+    int N, H, HD;
+    double lambda_init, lambda_std; /* of lq1, lk1, lq2, lk2 */
+    double eps, std;                /* of o1 and o2 */
+    bool norm;
+} DiffCase;
+
+static const DiffCase diff_cases[] = {
+    {"one head of two channels", 1, 1, 2, 0.2, 0.1, 1e-5, 1, true},
+    {"one head of two channels, plain", 1, 1, 2, 0.2, 0.1, 1e-5, 1, false},
+    {"2 x 3", 19, 5, 6, 0.35, 0.5, 1e-5, 1, true},
+    {"2 x 11", 70, 2, 22, 0.8, 0.3, 1e-5, 2, true},
+    {"2 x 16, plain", 33, 4, 32, 0.2, 0.5, 1e-5, 1, false},
+    {"2 x 32, as small as eps", 33, 3, 64, 0.2, 0.1, 1e-5, 0.003, true},
+    {"2 x 64", 130, 2, 128, 0.5, 0.1, 1e-5, 1, true},
+    {"2 x 65, plain, large values", 17, 1, 130, 0.5, 0.2, 1e-5, 1e4, false},
+    {"2 x 256", 9, 2, 512, 0.2, 0.1, 1e-5, 1, true},
+    {"2 x 360", 7, 2, 720, 0.7, 0.1, 1e-5, 1, true},
+    {"more tokens than are summed at a time", 2100, 2, 8, 0.2, 0.5, 1e-5, 1, true},
 };
 
 typedef struct AdamCase {

@@ -69,8 +69,10 @@ typedef enum RefPlant {
 
 typedef struct RefAttention {
     int B, T, H, HD;
+    int DK, k0;            /* channels [k0, k0 + DK) of q and k make the scores */
     double scale, softcap; /* softcap 0: off */
     bool laser;
+    bool add_dv; /* bwd: dv += */
     RefPlant plant;
     double act_u; /* for ref_attention_bound: 0, or the unit roundoff of narrow activations, 2^-8 */
 } RefAttention;
@@ -78,16 +80,71 @@ typedef struct RefAttention {
 /* out (B, T, H, HD), lse (B, H, T) or NULL, qkv (B, T, 3, H, HD). LASER is computed as
  * out[i,c] = log sum_j exp(log p[i,j] + v[j,c]), exact at any size of v. */
 void ref_attention_fwd(double *out, double *lse, const double *qkv, const RefAttention *a);
+/* Of dqkv's q and k the channels [k0, k0 + DK) are written, no others; v is written or added to. */
 void ref_attention_bwd(double *dqkv, const double *dout, const double *qkv, const RefAttention *a);
 /* LASER as the paper's Algorithm 1 writes it: log(P exp(v - m)) + m with one maximum m over the
  * whole sequence, the future included. For comparison: -inf where the sum underflows. */
 void ref_attention_paper_fwd(double *out, const double *qkv, const RefAttention *a);
 /* How far a backend may be from the oracle, element by element (derivation in attention_ref.c):
- * float arithmetic on activations that are held as float, or narrow (act_u). */
+ * float arithmetic on activations that are held as float, or narrow (act_u). dqkv_tol is added to;
+ * of an addition to dv only what is added counts. */
 void ref_attention_bound(double *out_tol, double *lse_tol, double *dqkv_tol /* or NULL */,
     const double *dout, const double *qkv, const RefAttention *a);
 
 void ref_rope(double *qkv, int sign, int B, int T, int H, int HD);
+
+/* ---- queries and keys before the scores (modifiers_ref.c) ------------------------------------ */
+
+typedef struct RefQueryKey {
+    int N, H, HD;
+    double eps;
+    const double *qw, *kw; /* (HD) scales of the norms; NULL: no norm */
+    const double *p;       /* (HD) of the per-dimension scale; NULL: none */
+    double act_u; /* for ref_query_key_bound: 0, or the unit roundoff of narrow activations */
+} RefQueryKey;
+
+typedef struct RefQueryKeyGrads { /* (HD) each, NULL where the forward pass had none */
+    double *qw, *kw, *p;
+    double beta; /* g = beta * old + */
+} RefQueryKeyGrads;
+
+double ref_per_dim_factor(double p); /* 1.442695041 * softplus(p) */
+void ref_query_key_fwd(double *qkv /* (N, 3, H, HD) in place */, const RefQueryKey *a);
+/* dqkv in place; raw (N, 3, H, HD): what fwd was given */
+void ref_query_key_bwd(
+    double *dqkv, const RefQueryKeyGrads *g, const double *raw, const RefQueryKey *a);
+/* How far a backend may be: of what fwd leaves, of what bwd leaves when it is given dqkv, and of
+ * the sums (tol->beta is not looked at). All are added to. */
+void ref_query_key_bound(double *qkv_tol, double *dqkv_tol, const RefQueryKeyGrads *tol,
+    const double *dqkv, const double *raw, const RefQueryKey *a);
+
+/* ---- differential attention: two maps into one (modifiers_ref.c) ----------------------------- */
+
+typedef struct RefDiff {
+    int N, H, HD;
+    double lambda_init, eps;
+    const double *lq1, *lk1, *lq2, *lk2; /* (HD/2) */
+    const double *w;                     /* (HD), NULL: no norm and no factor */
+} RefDiff;
+
+typedef struct RefDiffGrads {
+    double *lq1, *lk1, *lq2, *lk2; /* (HD/2) */
+    double *w;                     /* (HD), NULL without norm */
+    double beta;                   /* g = beta * old + */
+} RefDiffGrads;
+
+double ref_diff_lambda(const RefDiff *a);
+void ref_diff_fwd(
+    double *out /* (N, H, HD) */, const double *o1, const double *o2, const RefDiff *a);
+void ref_diff_bwd(double *do1, double *do2, const RefDiffGrads *g, const double *dout,
+    const double *o1, const double *o2, const RefDiff *a);
+/* How far float may be; all are added to. */
+typedef struct RefDiffTol {
+    double *out, *do1, *do2; /* (N, H, HD) */
+    RefDiffGrads grads;
+} RefDiffTol;
+void ref_diff_bound(const RefDiffTol *tol, const double *dout, const double *o1, const double *o2,
+    const RefDiff *a);
 
 /* ---- classifier ------------------------------------------------------------------------------ */
 

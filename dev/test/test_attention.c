@@ -25,7 +25,7 @@ static size_t rows(const AttentionCase *c) {
 }
 
 static float scale_of(const AttentionCase *c) {
-    return 1.0f / sqrtf((float)c->HD);
+    return 1.0f / sqrtf((float)c->DK);
 }
 
 /* One key is so placed that every query gives it about the same, very low score. */
@@ -33,7 +33,7 @@ static void set_low_score(double *qkv, const AttentionCase *c, int key, double s
     const size_t W = width(c);
     for (size_t n = 0; n < rows(c); n++) {
         for (int h = 0; h < c->H; h++) {
-            double *q = qkv + n * 3 * W + (size_t)(h * c->HD), *k = q + W;
+            double *q = qkv + n * 3 * W + (size_t)(h * c->HD + c->k0), *k = q + W;
             q[0] = 8;
             k[0] = (int)n % c->T == key ? score / (8 * (double)scale_of(c)) : 0;
         }
@@ -83,8 +83,8 @@ static double *make_qkv(const AttentionCase *c, uint64_t seed) {
 }
 
 static AttentionArgs attention_args(Bench *b, const AttentionCase *c) {
-    AttentionArgs a = {.B = c->B, .T = c->T, .H = c->H, .HD = c->HD, .DK = c->HD};
-    a.scale = scale_of(c);
+    AttentionArgs a = {.B = c->B, .T = c->T, .H = c->H, .HD = c->HD, .scale = scale_of(c)};
+    a.DK = c->DK, a.k0 = c->k0, a.add_dv = c->add_dv;
     a.softcap = (float)c->softcap;
     a.lse = tensor_float(&b->tensors[LSE]);
     if (op_attention_laser_floats(c->B, c->T, c->H, c->HD)) {
@@ -93,15 +93,30 @@ static AttentionArgs attention_args(Bench *b, const AttentionCase *c) {
     return a;
 }
 
+/* NaN where the backward pass must write; numbers where it must leave or add to what is there. */
+static void gradient_output(Bench *b, const AttentionCase *c) {
+    const size_t W = width(c), n = rows(c) * 3 * W;
+    double *x = xcalloc(n, sizeof *x);
+    for (size_t i = 0; i < n; i++) {
+        const int channel = (int)(i % (size_t)c->HD);
+        const bool value = i / W % 3 == 2;
+        const bool scored = channel >= c->k0 && channel < c->k0 + c->DK;
+        const bool written = value ? !c->add_dv : scored;
+        x[i] = written ? NAN : rng_normal(b->seed + 5, RNG_TEST, i);
+    }
+    bench_values(b, TENSOR_ACT, x, n);
+    free(x);
+}
+
 static void attention_open(Bench *b, const AttentionCase *c, const double *qkv) {
     const size_t W = width(c), N = rows(c);
     const size_t saved = op_attention_laser_floats(c->B, c->T, c->H, c->HD);
-    backend_reserve(b->be, &(BackendLimits){c->B, c->T, (int)W, 1, c->H, c->HD, c->HD, 2, false});
+    backend_reserve(b->be, &(BackendLimits){c->B, c->T, (int)W, 1, c->H, c->HD, c->DK, 2, false});
     bench_values(b, TENSOR_ACT, qkv, N * 3 * W);
     bench_output(b, TENSOR_ACT, N * W);
     bench_output(b, TENSOR_FLOAT, N * (size_t)c->H);
     bench_random(b, TENSOR_ACT, N * W, 1, 0);
-    bench_output(b, TENSOR_ACT, N * 3 * W);
+    gradient_output(b, c);
     if (saved) bench_output(b, TENSOR_FLOAT, saved);
 }
 
@@ -118,6 +133,7 @@ static void attention_run(Bench *b, const AttentionCase *c) {
 
 static RefAttention ref_of(const AttentionCase *c) {
     RefAttention a = {.B = c->B, .T = c->T, .H = c->H, .HD = c->HD};
+    a.DK = c->DK, a.k0 = c->k0, a.add_dv = c->add_dv;
     a.scale = (double)scale_of(c);
     a.softcap = c->softcap;
     a.laser = is_laser();
@@ -138,8 +154,28 @@ static Want want_new(Bench *b) {
 }
 
 static void want_fill(Bench *b, const Want *w, const RefAttention *a) {
+    const Tensor *dqkv = &b->tensors[DQKV];
+    memcpy(w->dqkv, dqkv->in, dqkv->n * sizeof *w->dqkv);
     ref_attention_fwd(w->out, w->lse, b->tensors[QKV].in, a);
     ref_attention_bwd(w->dqkv, b->tensors[DOUT].in, b->tensors[QKV].in, a);
+}
+
+/* What is wrong with the channels of the scores, and with dv where a map was there before. */
+static void planted_halves(Bench *b, const AttentionCase *c, const Want *wrong, const Want *tol) {
+    RefAttention a = ref_of(c);
+    a.k0 = c->k0 ? 0 : c->DK;
+    want_fill(b, wrong, &a);
+    bench_compare_planted(b, "the other half", &b->tensors[OUT], wrong->out, tol->out);
+    bench_compare_planted(b, "the other half", &b->tensors[DQKV], wrong->dqkv, tol->dqkv);
+    a = ref_of(c);
+    a.DK = c->HD, a.k0 = 0;
+    want_fill(b, wrong, &a);
+    bench_compare_planted(b, "all channels", &b->tensors[OUT], wrong->out, tol->out);
+    if (!c->add_dv) return;
+    a = ref_of(c);
+    a.add_dv = false;
+    want_fill(b, wrong, &a);
+    bench_compare_planted(b, "dv written, not added", &b->tensors[DQKV], wrong->dqkv, tol->dqkv);
 }
 
 static void planted(Bench *b, const AttentionCase *c, const Want *tol) {
@@ -166,6 +202,7 @@ static void planted(Bench *b, const AttentionCase *c, const Want *tol) {
         }
         bench_compare_planted(b, errors[i].name, &b->tensors[DQKV], wrong.dqkv, tol->dqkv);
     }
+    if (c->DK < c->HD) planted_halves(b, c, &wrong, tol);
     if (c->softcap == 0) return;
     RefAttention a = ref_of(c);
     a.softcap *= ACT_U > 0 ? 1.5 : 1.01;
@@ -178,13 +215,14 @@ static void planted(Bench *b, const AttentionCase *c, const Want *tol) {
  * channel. */
 static void check_sums_of_dv(Bench *b, const AttentionCase *c, const Want *tol) {
     const double *dqkv = tensor_read(b, &b->tensors[DQKV]), *dout = b->tensors[DOUT].in;
+    const double *before = b->tensors[DQKV].in;
     const size_t W = width(c), T = (size_t)c->T;
     for (size_t column = 0; column < (size_t)c->B * W; column++) {
         const size_t first = column / W * T, at = column % W;
         double of_dv = 0, of_dout = 0, allowed = 0;
         for (size_t t = first; t < first + T; t++) {
             const size_t v = t * 3 * W + 2 * W + at;
-            of_dv += dqkv[v], of_dout += dout[t * W + at];
+            of_dv += dqkv[v] - (c->add_dv ? before[v] : 0), of_dout += dout[t * W + at];
             allowed += tol->dqkv[v] + (ACT_U + 2 * REF_U) * fabs(dqkv[v]);
         }
         CHECK_NEAR(b->t, of_dv, of_dout, allowed);
@@ -210,6 +248,29 @@ static void check_between(Bench *b, const AttentionCase *c) {
     CHECK(b->t, outside == 0, "%s: %zu outputs lie outside the values", c->label, outside);
 }
 
+/* Adding to dv rounds what was there once for each addition, at most one a row, and may round what
+ * is added to an activation first. */
+static void allow_additions(Bench *b, const AttentionCase *c, const Want *want, const Want *tol) {
+    const double *before = b->tensors[DQKV].in;
+    for (size_t i = 0; c->add_dv && i < b->tensors[DQKV].n; i++) {
+        if (i / width(c) % 3 != 2) continue;
+        const double added = fabs(want->dqkv[i] - before[i]);
+        tol->dqkv[i] += ref_gamma(c->T) * fabs(before[i]) + (ACT_U + REF_U) * added;
+    }
+}
+
+static void check_untouched(Bench *b, const AttentionCase *c) {
+    const double *after = tensor_read(b, &b->tensors[DQKV]), *before = b->tensors[DQKV].in;
+    size_t changed = 0;
+    for (size_t i = 0; i < b->tensors[DQKV].n; i++) {
+        const int channel = (int)(i % (size_t)c->HD);
+        const bool scored = channel >= c->k0 && channel < c->k0 + c->DK;
+        changed += i / width(c) % 3 != 2 && !scored && after[i] != before[i];
+    }
+    CHECK(b->t, changed == 0, "%s: %zu gradients of channels that make no scores were changed",
+        c->label, changed);
+}
+
 static bool applies(const AttentionCase *c) {
     return is_laser() || c->extreme != EXTREME_FLOAT_MAX;
 }
@@ -226,9 +287,11 @@ static void attention_equals(Test *t) {
         Want want = want_new(&b), tol = want_new(&b);
         want_fill(&b, &want, &a);
         ref_attention_bound(tol.out, tol.lse, tol.dqkv, b.tensors[DOUT].in, b.tensors[QKV].in, &a);
+        allow_additions(&b, c, &want, &tol);
         bench_compare(&b, "out", &b.tensors[OUT], want.out, tol.out);
         bench_compare(&b, "lse", &b.tensors[LSE], want.lse, tol.lse);
         bench_compare(&b, "dqkv", &b.tensors[DQKV], want.dqkv, tol.dqkv);
+        check_untouched(&b, c);
         check_between(&b, c);
         if (is_laser()) check_sums_of_dv(&b, c, &tol);
         /* six times the oracle: where that is quick */
@@ -314,10 +377,11 @@ static void check_causal(Test *t, const AttentionCase *c, int token, double size
 
 static void causal(Test *t) {
     static const AttentionCase cases[] = {
-        {"T 67, head size 16", 1, 67, 2, 16, 0, 1, EXTREME_NONE},
-        {"T 200, head size 3", 1, 200, 1, 3, 0, 0.07, EXTREME_NONE},
-        {"T 300, head size 64, cap", 1, 300, 1, 64, 20, 5, EXTREME_NONE},
-        {"T 70, head size 720", 1, 70, 1, 720, 0, 1, EXTREME_NONE},
+        {"T 67, head size 16", 1, 67, 2, 16, 0, 1, EXTREME_NONE, ALL_CHANNELS(16)},
+        {"T 200, head size 3", 1, 200, 1, 3, 0, 0.07, EXTREME_NONE, ALL_CHANNELS(3)},
+        {"T 300, head size 64, cap", 1, 300, 1, 64, 20, 5, EXTREME_NONE, ALL_CHANNELS(64)},
+        {"T 70, head size 720", 1, 70, 1, 720, 0, 1, EXTREME_NONE, ALL_CHANNELS(720)},
+        {"T 200, second of 2 x 24", 1, 200, 1, 48, 0, 1, EXTREME_NONE, 24, 24, false},
     };
     static const double sizes[] = {0, 60, 1e4, 1e30};
     for (int i = 0; i < COUNT(cases); i++) {

@@ -210,6 +210,86 @@ static void class_slopes(Test *t) {
     class_slopes_of(t, 2.5);
 }
 
+/* ---- modifiers of attention ------------------------------------------------------------------ */
+
+enum { QK_N = 3, QK_H = 2, QK_HD = 5, QK_VALUES = QK_N * 3 * QK_H * QK_HD };
+typedef struct QueryKeyProblem {
+    double *raw, *qkv, *g, *qw, *kw, *p;
+    RefQueryKey a;
+} QueryKeyProblem;
+
+static double query_key_loss(void *user) {
+    QueryKeyProblem *p = user;
+    memcpy(p->qkv, p->raw, QK_VALUES * sizeof *p->qkv);
+    ref_query_key_fwd(p->qkv, &p->a);
+    return dot(p->qkv, p->g, QK_VALUES);
+}
+
+static void query_key_slopes_of(Test *t, bool norm, bool scale) {
+    QueryKeyProblem p = {randoms(QK_VALUES, 1, 1), doubles(QK_VALUES), randoms(QK_VALUES, 2, 1),
+        randoms(QK_HD, 3, 1), randoms(QK_HD, 4, 1), randoms(QK_HD, 5, 2),
+        {.N = QK_N, .H = QK_H, .HD = QK_HD, .eps = 0.1}};
+    if (norm) p.a.qw = p.qw, p.a.kw = p.kw;
+    if (scale) p.a.p = p.p;
+    double *dqkv = doubles(QK_VALUES), *dqw = randoms(QK_HD, 6, 1), *dkw = randoms(QK_HD, 7, 1);
+    double *dp = randoms(QK_HD, 8, 1);
+    memcpy(dqkv, p.g, QK_VALUES * sizeof *dqkv);
+    const RefQueryKeyGrads g = {norm ? dqw : NULL, norm ? dkw : NULL, scale ? dp : NULL, 0};
+    ref_query_key_bwd(dqkv, &g, p.raw, &p.a);
+    Slope s = {query_key_loss, &p};
+    check_slope(t, "dqkv", &s, p.raw, QK_VALUES, dqkv);
+    if (norm) check_slope(t, "dqw", &s, p.qw, QK_HD, dqw);
+    if (norm) check_slope(t, "dkw", &s, p.kw, QK_HD, dkw);
+    if (scale) check_slope(t, "dp", &s, p.p, QK_HD, dp);
+    free(p.raw), free(p.qkv), free(p.g), free(p.qw), free(p.kw), free(p.p);
+    free(dqkv), free(dqw), free(dkw), free(dp);
+}
+
+static void query_key_slopes(Test *t) {
+    query_key_slopes_of(t, true, true);
+    query_key_slopes_of(t, true, false);
+    query_key_slopes_of(t, false, true);
+    CHECK_NEAR(t, ref_per_dim_factor(0), 1, 1e-9);
+}
+
+enum { DIFF_N = 3, DIFF_H = 2, DIFF_HD = 6, DIFF_VALUES = DIFF_N * DIFF_H * DIFF_HD };
+typedef struct DiffProblem {
+    double *o1, *o2, *out, *g, *lambdas, *w; /* lambdas (4, HD/2) */
+    RefDiff a;
+} DiffProblem;
+
+static double diff_loss(void *user) {
+    DiffProblem *p = user;
+    ref_diff_fwd(p->out, p->o1, p->o2, &p->a);
+    return dot(p->out, p->g, DIFF_VALUES);
+}
+
+static void diff_slopes_of(Test *t, bool norm) {
+    enum { HALF = DIFF_HD / 2 };
+    DiffProblem p = {randoms(DIFF_VALUES, 1, 1), randoms(DIFF_VALUES, 2, 1), doubles(DIFF_VALUES),
+        randoms(DIFF_VALUES, 3, 1), randoms(4 * HALF, 4, 0.7), randoms(DIFF_HD, 5, 1),
+        {.N = DIFF_N, .H = DIFF_H, .HD = DIFF_HD, .lambda_init = 0.35, .eps = 0.1}};
+    p.a.lq1 = p.lambdas, p.a.lk1 = p.lambdas + HALF;
+    p.a.lq2 = p.lambdas + 2 * HALF, p.a.lk2 = p.lambdas + 3 * HALF;
+    if (norm) p.a.w = p.w;
+    double *do1 = doubles(DIFF_VALUES), *do2 = doubles(DIFF_VALUES);
+    double *dl = randoms(4 * HALF, 6, 1), *dw = randoms(DIFF_HD, 7, 1);
+    const RefDiffGrads g = {dl, dl + HALF, dl + 2 * HALF, dl + 3 * HALF, norm ? dw : NULL, 0};
+    ref_diff_bwd(do1, do2, &g, p.g, p.o1, p.o2, &p.a);
+    Slope s = {diff_loss, &p};
+    check_slope(t, "do1", &s, p.o1, DIFF_VALUES, do1);
+    check_slope(t, "do2", &s, p.o2, DIFF_VALUES, do2);
+    check_slope(t, "dlambdas", &s, p.lambdas, 4 * HALF, dl);
+    if (norm) check_slope(t, "dw", &s, p.w, DIFF_HD, dw);
+    free(p.o1), free(p.o2), free(p.out), free(p.g), free(p.lambdas), free(p.w);
+    free(do1), free(do2), free(dl), free(dw);
+}
+
+static void diff_slopes(Test *t) {
+    diff_slopes_of(t, true);
+    diff_slopes_of(t, false);
+}
+
 /* ---- attention ------------------------------------------------------------------------------- */
 
 typedef struct AttentionProblem {
@@ -225,7 +305,7 @@ static double attention_loss(void *user) {
 }
 
 static AttentionProblem attention_open(const RefAttention *a, uint64_t seed, double v_std) {
-    size_t n = (size_t)(a->B * a->T * a->H * a->HD), width = (size_t)(a->H * a->HD);
+    const size_t n = (size_t)(a->B * a->T * a->H * a->HD), width = (size_t)(a->H * a->HD);
     AttentionProblem p = {randoms(3 * n, seed, 1), doubles(n), randoms(n, seed + 1, 1), n, *a};
     for (size_t i = 0; i < 3 * n; i++) {
         if (i / width % 3 == 2) p.qkv[i] *= v_std;
@@ -237,12 +317,18 @@ static void attention_close(AttentionProblem *p) {
     free(p->qkv), free(p->out), free(p->g);
 }
 
-static void attention_slopes_of(Test *t, bool laser, double softcap) {
-    RefAttention a = {.B = 2, .T = 6, .H = 2, .HD = 3, .scale = 0.6, .softcap = softcap};
+/* half: -1, or which of a head's two halves makes the scores. Added to dv: what is there counts
+ * against it. */
+static void attention_slopes_of(Test *t, bool laser, double softcap, int half) {
+    RefAttention a = {.B = 2, .T = 6, .H = 2, .HD = 3, .DK = 3, .scale = 0.6, .softcap = softcap};
     a.laser = laser;
+    if (half >= 0) a.HD = 6, a.k0 = 3 * half, a.add_dv = half == 1;
     AttentionProblem p = attention_open(&a, 11, 1.5);
     double *dqkv = doubles(3 * p.n);
+    const size_t width = (size_t)(a.H * a.HD);
+    for (size_t i = 0; i < 3 * p.n; i++) dqkv[i] = a.add_dv && i / width % 3 == 2 ? 0.5 : 0;
     ref_attention_bwd(dqkv, p.g, p.qkv, &p.a);
+    for (size_t i = 0; i < 3 * p.n; i++) dqkv[i] -= a.add_dv && i / width % 3 == 2 ? 0.5 : 0;
     Slope s = {attention_loss, &p};
     check_slope(t, "dqkv", &s, p.qkv, 3 * p.n, dqkv);
     free(dqkv);
@@ -251,15 +337,17 @@ static void attention_slopes_of(Test *t, bool laser, double softcap) {
 
 static void attention_slopes(Test *t) {
     for (int laser = 0; laser < 2; laser++) {
-        attention_slopes_of(t, laser, 0);
-        attention_slopes_of(t, laser, 1.5);
+        for (int half = -1; half < 2; half++) {
+            attention_slopes_of(t, laser, 0, half);
+            attention_slopes_of(t, laser, 1.5, half);
+        }
     }
 }
 
 /* The finite difference test itself must find an error: D_i missing. */
 static void attention_slopes_planted(Test *t) {
     for (int laser = 0; laser < 2; laser++) {
-        RefAttention a = {.B = 1, .T = 6, .H = 1, .HD = 3, .scale = 0.6, .laser = laser};
+        RefAttention a = {.B = 1, .T = 6, .H = 1, .HD = 3, .DK = 3, .scale = 0.6, .laser = laser};
         AttentionProblem p = attention_open(&a, 11, 1.5);
         double *dqkv = doubles(3 * p.n);
         RefAttention wrong = a;
@@ -275,7 +363,7 @@ static void attention_slopes_planted(Test *t) {
 }
 
 static void laser_identities(Test *t) {
-    RefAttention a = {.B = 1, .T = 9, .H = 2, .HD = 5, .scale = 0.5, .laser = true};
+    RefAttention a = {.B = 1, .T = 9, .H = 2, .HD = 5, .DK = 5, .scale = 0.5, .laser = true};
     AttentionProblem p = attention_open(&a, 21, 2);
     double *dqkv = doubles(3 * p.n), *out = doubles(p.n), *paper = doubles(p.n);
     ref_attention_bwd(dqkv, p.g, p.qkv, &a);
@@ -297,7 +385,7 @@ static void laser_identities(Test *t) {
 
 static void laser_small_values(Test *t) {
     /* log sum p exp(v) = sum p v + variance / 2 + ...: for small v it is standard attention */
-    RefAttention a = {.B = 1, .T = 9, .H = 1, .HD = 4, .scale = 0.5, .laser = true};
+    RefAttention a = {.B = 1, .T = 9, .H = 1, .HD = 4, .DK = 4, .scale = 0.5, .laser = true};
     AttentionProblem p = attention_open(&a, 31, 1e-4);
     double *laser = doubles(p.n);
     ref_attention_fwd(laser, NULL, p.qkv, &a);
@@ -309,7 +397,7 @@ static void laser_small_values(Test *t) {
 }
 
 static void laser_underflow(Test *t) {
-    RefAttention a = {.B = 1, .T = 8, .H = 1, .HD = 2, .scale = 0.5, .laser = true};
+    RefAttention a = {.B = 1, .T = 8, .H = 1, .HD = 2, .DK = 2, .scale = 0.5, .laser = true};
     AttentionProblem p = attention_open(&a, 41, 1);
     p.qkv[7 * 6 + 4] = 1e4; /* v of the last token, channel 0 */
     double *paper = doubles(p.n);
@@ -330,6 +418,9 @@ const TestCase *test_oracle(int *count) {
         {"oracle: rope's gradient equals finite differences, -1 undoes +1", rope_slopes},
         {"oracle: classifier gradients equal finite differences, with and without cap",
             class_slopes},
+        {"oracle: gradients of QK-norm and per-dimension scale equal finite differences",
+            query_key_slopes},
+        {"oracle: gradients of differential attention equal finite differences", diff_slopes},
         {"oracle: attention gradients equal finite differences, both attentions", attention_slopes},
         {"oracle: finite differences find a missing D_i", attention_slopes_planted},
         {"oracle: LASER: sums of dv equal sums of dout, the paper's form, shift of v",

@@ -144,6 +144,7 @@ static double attention_error(const Run *r) {
         .T = r->a.T,
         .H = r->a.H,
         .HD = r->a.HD,
+        .DK = r->a.DK,
         .scale = (double)r->a.scale,
         .laser = is_laser()};
     ref_attention_fwd(want, NULL, qkv, &a);

@@ -31,11 +31,13 @@ static Head attention_head(
     const float *q = qkv + *at_qkv;
     return (Head){.T = a->T,
         .HD = a->HD,
+        .DK = a->DK,
         .ld = 3 * C,
         .ldo = C,
-        .q = q,
-        .k = q + C,
+        .q = q + a->k0,
+        .k = q + C + a->k0,
         .v = q + 2 * C,
+        .add_dv = a->add_dv,
         .lse = a->lse + n * T,
         .sums = LASER ? a->laser + *at_out : NULL,
         .scale = a->scale,
@@ -45,6 +47,8 @@ static Head attention_head(
 static void attention_check(const Backend *be, const AttentionArgs *a) {
     REQUIRE(a->B > 0 && a->T > 0 && a->H > 0 && a->HD > 0, "B %d T %d H %d HD %d", a->B, a->T, a->H,
         a->HD);
+    REQUIRE(a->DK > 0 && a->k0 >= 0 && a->k0 + a->DK <= a->HD, "channels %d + %d of %d", a->k0,
+        a->DK, a->HD);
     REQUIRE(be->scratch, "%s", "backend_reserve comes first");
     REQUIRE(a->T <= be->limits.T && a->HD <= be->limits.HD, "T %d HD %d: reserved for %d, %d", a->T,
         a->HD, be->limits.T, be->limits.HD);
@@ -71,7 +75,8 @@ void op_attention_bwd(Backend *be, act_t *dqkv, const act_t *dout, const act_t *
         ptrdiff_t at_qkv, at_out;
         Head head = attention_head(a, n, qkv, &at_qkv, &at_out);
         head.o = out + at_out, head.dout = dout + at_out;
-        head.dq = dqkv + at_qkv, head.dk = head.dq + head.ldo, head.dv = head.dk + head.ldo;
+        head.dq = dqkv + at_qkv + a->k0, head.dk = head.dq + head.ldo;
+        head.dv = dqkv + at_qkv + 2 * head.ldo;
         Carve scratch = {cpu_scratch(be, cpu_thread()), 0};
         attention_head_bwd(&head, &scratch);
     }

@@ -22,15 +22,18 @@ enum {
 _Static_assert(CHUNK % KEYS == 0 && KEYS % NR == 0 && KEYS % MR == 0, "blocks are whole panels");
 
 typedef struct Head {
-    int T, HD;
-    ptrdiff_t ld;           /* floats from token to token in q, k, v and their gradients */
-    ptrdiff_t ldo;          /* in out, dout, sums */
-    const float *q, *k, *v; /* (T, HD) */
-    float *out;             /* (T, HD), fwd */
-    const float *o, *dout;  /* (T, HD), bwd: out of fwd, and its gradient */
-    float *dq, *dk, *dv;    /* (T, HD), bwd */
-    float *lse;             /* (T) */
-    float *sums;            /* (T, HD), LASER: L = softmax(scores) E; 0 marks an exact element */
+    int T, HD, DK;
+    ptrdiff_t ld;          /* floats from token to token in q, k, v and their gradients */
+    ptrdiff_t ldo;         /* in out, dout, sums */
+    const float *q, *k;    /* (T, DK): the channels that make the scores */
+    const float *v;        /* (T, HD) */
+    float *out;            /* (T, HD), fwd */
+    const float *o, *dout; /* (T, HD), bwd: out of fwd, and its gradient */
+    float *dq, *dk;        /* (T, DK), bwd */
+    float *dv;             /* (T, HD), bwd */
+    bool add_dv;           /* dv += */
+    float *lse;            /* (T) */
+    float *sums;           /* (T, HD), LASER: L = softmax(scores) E; 0 marks an exact element */
     float scale, softcap;
 } Head;
 

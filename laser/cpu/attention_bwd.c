@@ -8,17 +8,17 @@
 enum { PANELS = KEYS / NR };
 
 typedef struct Backward {
-    float *query, *grad;     /* A: rows are queries, depth HD; grad is dout, or dout / L */
+    float *query, *grad;     /* A: rows are queries, depth DK, HD; grad is dout, or dout / L */
     float *query_t, *grad_t; /* A: rows are channels, depth T */
     float *delta;            /* (T) sum over j of P_ij dP_ij */
     float *g;                /* (T, HD), LASER: dout / L */
-    float *key, *value;      /* B: depth HD, KEYS columns; value is V, or E */
+    float *key, *value;      /* B: depth DK, HD, KEYS columns; value is V, or E */
     float *scaled;           /* the same for LASER: E on the reference of the queries */
-    float *key_rows;         /* B: depth KEYS, HD columns */
+    float *key_rows;         /* B: depth KEYS, DK columns */
     float *p, *ds;           /* (PANELS, CHUNK, NR): B with queries as depth */
     float *ds_rows;          /* A: rows are queries, depth KEYS */
-    float *dk, *dv;          /* (PANELS, HD, NR) */
-    float *extra;     /* the same, LASER: dv of later chunks, where the block's reference changes */
+    float *dk, *dv;          /* (PANELS, DK or HD, NR) */
+    float *extra;     /* as dv, LASER: dv of later chunks, where the block's reference changes */
     float *rows;      /* (KEYS, HD), LASER */
     float *step;      /* (HD), LASER */
     bool *exact_rows; /* (T), LASER: has exact elements */
@@ -104,9 +104,9 @@ static void laser_row_sums(const Head *h, const Backward *w) {
 static void pack_queries(const Head *h, const Backward *w) {
     const float *g = LASER ? w->g : h->dout;
     ptrdiff_t ldg = LASER ? h->HD : h->ldo;
-    pack_a(w->query, h->q, h->ld, h->T, h->HD);
+    pack_a(w->query, h->q, h->ld, h->T, h->DK);
     pack_a(w->grad, g, ldg, h->T, h->HD);
-    pack_a_t(w->query_t, h->q, h->ld, h->HD, h->T);
+    pack_a_t(w->query_t, h->q, h->ld, h->DK, h->T);
     pack_a_t(w->grad_t, g, ldg, h->HD, h->T);
 }
 
@@ -116,8 +116,8 @@ static void pack_exp_value(const Head *h, const Backward *w, int k0, int n, cons
 }
 
 static void pack_keys(const Head *h, const Backward *w, int k0, int n) {
-    pack_b_t(w->key, h->k + k0 * h->ld, h->ld, n, h->HD);
-    pack_b(w->key_rows, h->k + k0 * h->ld, h->ld, h->HD, n);
+    pack_b_t(w->key, h->k + k0 * h->ld, h->ld, n, h->DK);
+    pack_b(w->key_rows, h->k + k0 * h->ld, h->ld, h->DK, n);
     if (LASER)
         pack_exp_value(h, w, k0, n, w->refs.past);
     else
@@ -133,13 +133,13 @@ static int panel_from(const Pair *r, int panel) {
 /* c (rows of the pair, NR keys of the panel) = a b, without vectors of keys that come after the
  * rows */
 static void multiply_panel(
-    const Head *h, const Pair *r, int panel, const float *a, const float *b, float *c) {
+    int depth, const Pair *r, int panel, const float *a, const float *b, float *c) {
     int from = panel_from(r, panel), k0 = r->k0 + panel * NR;
     for (int i = from; i < r->to; i += MR) {
         int seen = (i + MR - k0 + VL - 1) / VL * VL;
         Tile t = {
             c + (ptrdiff_t)(i - r->from) * NR, NR, least(MR, r->to - i), least(NR, seen), false};
-        micro_kernel(h->HD, a + (ptrdiff_t)i * h->HD, b, &t);
+        micro_kernel(depth, a + (ptrdiff_t)i * depth, b, &t);
     }
 }
 
@@ -173,11 +173,11 @@ static void softmax_panel(const Head *h, const Backward *w, const Pair *r, int p
     }
 }
 
-/* acc (HD, NR) = or += a b over the queries from `from` */
-static void multiply_queries(
-    const Head *h, const Pair *r, int from, const float *a, const float *b, float *acc) {
-    for (int c = 0; c < h->HD; c += MR) {
-        Tile t = {acc + (ptrdiff_t)c * NR, NR, least(MR, h->HD - c), NR, !r->first};
+/* acc (channels, NR) = or += a b over the queries from `from` */
+static void multiply_queries(const Head *h, int channels, const Pair *r, int from, const float *a,
+    const float *b, float *acc) {
+    for (int c = 0; c < channels; c += MR) {
+        Tile t = {acc + (ptrdiff_t)c * NR, NR, least(MR, channels - c), NR, !r->first};
         micro_kernel(r->to - from, a + (ptrdiff_t)c * h->T + (ptrdiff_t)from * MR, b, &t);
     }
 }
@@ -190,10 +190,10 @@ static void multiply_keys(const Head *h, const Backward *w, const Pair *r) {
             const float *ds = w->ds + ((ptrdiff_t)panel * CHUNK + i - r->from) * NR;
             if (i >= panel_from(r, panel)) pack_panel(MR, a, ds, NR, least(MR, r->to - i), NR);
         }
-    for (int c = 0; c < h->HD; c += NR)
+    for (int c = 0; c < h->DK; c += NR)
         for (int i = r->from; i < r->to; i += MR) {
             int seen = least(r->keys, i + MR - r->k0);
-            Tile t = {h->dq + i * h->ld + c, h->ld, least(MR, r->to - i), least(NR, h->HD - c),
+            Tile t = {h->dq + i * h->ld + c, h->ld, least(MR, r->to - i), least(NR, h->DK - c),
                 r->k0 > 0};
             micro_kernel(seen, w->ds_rows + (ptrdiff_t)(i - r->from) * KEYS,
                 w->key_rows + (ptrdiff_t)c * r->keys, &t);
@@ -203,13 +203,14 @@ static void multiply_keys(const Head *h, const Backward *w, const Pair *r) {
 static void pass_pair(const Head *h, const Backward *w, const Pair *r, const float *value) {
     for (int panel = 0; panel * NR < r->keys; panel++) {
         ptrdiff_t block = (ptrdiff_t)panel * NR * h->HD, rows = (ptrdiff_t)panel * CHUNK * NR;
-        multiply_panel(h, r, panel, w->query, w->key + block, w->p + rows);
-        multiply_panel(h, r, panel, w->grad, value + block, w->ds + rows);
+        ptrdiff_t key = (ptrdiff_t)panel * NR * h->DK;
+        multiply_panel(h->DK, r, panel, w->query, w->key + key, w->p + rows);
+        multiply_panel(h->HD, r, panel, w->grad, value + block, w->ds + rows);
         softmax_panel(h, w, r, panel);
         int from = panel_from(r, panel);
         rows += (ptrdiff_t)(from - r->from) * NR;
-        multiply_queries(h, r, from, w->grad_t, w->p + rows, w->dv + block);
-        multiply_queries(h, r, from, w->query_t, w->ds + rows, w->dk + block);
+        multiply_queries(h, h->HD, r, from, w->grad_t, w->p + rows, w->dv + block);
+        multiply_queries(h, h->DK, r, from, w->query_t, w->ds + rows, w->dk + key);
     }
     multiply_keys(h, w, r);
 }
@@ -256,9 +257,30 @@ static const float *laser_enter_chunk(const Head *h, const Backward *w, const Pa
     return w->value;
 }
 
+/* dv of n keys += rows of the panel at src, by way of w->value, which has been read. */
+static void add_values(const Head *h, const Backward *w, float *dv, const float *src, int n) {
+    attention_store_transposed(w->value, h->HD, src, NR, h->HD, n);
+    for (int j = 0; j < n; j++)
+        for (int c = 0; c < h->HD; c++) dv[j * h->ld + c] += w->value[(ptrdiff_t)j * h->HD + c];
+}
+
+static void store_gradients(const Head *h, const Backward *w, int k0, int keys) {
+    for (int panel = 0; panel * NR < keys; panel++) {
+        const ptrdiff_t at = (k0 + panel * NR) * h->ld;
+        const float *dk = w->dk + (ptrdiff_t)panel * NR * h->DK;
+        const float *dv = w->dv + (ptrdiff_t)panel * NR * h->HD;
+        const int n = least(NR, keys - panel * NR);
+        attention_store_transposed(h->dk + at, h->ld, dk, NR, h->DK, n);
+        if (h->add_dv)
+            add_values(h, w, h->dv + at, dv, n);
+        else
+            attention_store_transposed(h->dv + at, h->ld, dv, NR, h->HD, n);
+    }
+}
+
 static void key_block(const Head *h, const Backward *w, int k0) {
     int keys = least(KEYS, h->T - k0), own = k0 / CHUNK, last = (h->T - 1) / CHUNK;
-    attention_prefetch_rows(h->dk + k0 * h->ld, h->ld, keys, h->HD);
+    attention_prefetch_rows(h->dk + k0 * h->ld, h->ld, keys, h->DK);
     attention_prefetch_rows(h->dv + k0 * h->ld, h->ld, keys, h->HD);
     pack_keys(h, w, k0, keys);
     for (int q = last; q >= own; q--) {
@@ -268,12 +290,7 @@ static void key_block(const Head *h, const Backward *w, int k0) {
         pass_pair(h, w, &r, value);
     }
     if (LASER) values_from_exp(h, w, w->dv, w->refs.jumps[own] && last > own ? w->extra : NULL);
-    for (int panel = 0; panel * NR < keys; panel++) {
-        ptrdiff_t block = (ptrdiff_t)panel * NR * h->HD, at = (k0 + panel * NR) * h->ld;
-        int n = least(NR, keys - panel * NR);
-        attention_store_transposed(h->dk + at, h->ld, w->dk + block, NR, h->HD, n);
-        attention_store_transposed(h->dv + at, h->ld, w->dv + block, NR, h->HD, n);
-    }
+    store_gradients(h, w, k0, keys);
 }
 
 void attention_head_bwd(const Head *h, Carve *scratch) {

@@ -7,9 +7,9 @@
 #include <math.h>
 
 typedef struct Forward {
-    float *keys;   /* A: rows are keys, depth HD */
+    float *keys;   /* A: rows are keys, depth DK */
     float *values; /* A: rows are channels, depth T: V, or LASER's E */
-    float *query;  /* B: depth HD, NR queries, scaled */
+    float *query;  /* B: depth DK, NR queries, scaled */
     float *scores; /* (CHUNK, NR) scores, then probabilities: B with keys as depth */
     float *acc;    /* (HD, NR) */
     float *result; /* (HD, NR), LASER: log L + reference */
@@ -64,7 +64,7 @@ static void multiply_scores(const Head *h, const Forward *f, int i0, int k0, int
     for (int r = 0; r < n; r += MR) {
         int skip = k0 + r > i0 ? (k0 + r - i0) / VL * VL : 0;
         Tile t = {f->scores + (ptrdiff_t)r * NR + skip, NR, least(MR, n - r), NR - skip, false};
-        micro_kernel(h->HD, f->keys + (ptrdiff_t)(k0 + r) * h->HD, f->query + skip, &t);
+        micro_kernel(h->DK, f->keys + (ptrdiff_t)(k0 + r) * h->DK, f->query + skip, &t);
     }
 }
 
@@ -182,8 +182,8 @@ static void query_block(const Head *h, const Forward *f, int i0) {
     float scale = h->softcap > 0.0f ? h->scale / h->softcap : h->scale;
     attention_prefetch_rows(h->out + i0 * h->ldo, h->ldo, n, h->HD);
     if (LASER) attention_prefetch_rows(h->sums + i0 * h->ldo, h->ldo, n, h->HD);
-    pack_b_t(f->query, h->q + i0 * h->ld, h->ld, n, h->HD);
-    for (ptrdiff_t i = 0; i < (ptrdiff_t)h->HD * NR; i += VL)
+    pack_b_t(f->query, h->q + i0 * h->ld, h->ld, n, h->DK);
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)h->DK * NR; i += VL)
         vf_store(f->query + i, vf_load(f->query + i) * scale);
     Softmax s;
     for (int v = 0; v < NV; v++) s.max[v] = vf_set1(-INFINITY), s.sum[v] = (vf){0};
@@ -200,7 +200,7 @@ static void query_block(const Head *h, const Forward *f, int i0) {
 void attention_head_fwd(const Head *h, Carve *scratch) {
     Forward f;
     forward_carve(scratch, &f, h->T, h->HD);
-    pack_a(f.keys, h->k, h->ld, h->T, h->HD);
+    pack_a(f.keys, h->k, h->ld, h->T, h->DK);
     if (LASER)
         laser_find_refs(h, &f.refs);
     else

@@ -137,7 +137,7 @@ static double exact_scores(const Head *h, int i, double *scores) {
     double max = -INFINITY, sum = 0.0, cap = (double)h->softcap;
     for (int j = 0; j <= i; j++) {
         double s = 0.0;
-        for (int c = 0; c < h->HD; c++) s += (double)q[c] * (double)h->k[j * h->ld + c];
+        for (int c = 0; c < h->DK; c++) s += (double)q[c] * (double)h->k[j * h->ld + c];
         s *= (double)h->scale;
         scores[j] = cap > 0.0 ? cap * tanh(s / cap) : s;
         max = fmax(max, scores[j]);
@@ -182,7 +182,7 @@ void laser_exact_fwd(const Head *h, int i, double *scores) {
 static void exact_score_bwd(const Head *h, int i, int j, double score, double ds) {
     double cap = (double)h->softcap, t = cap > 0.0 ? score / cap : 0.0;
     ds *= (double)h->scale * (1.0 - t * t);
-    for (int c = 0; c < h->HD; c++) {
+    for (int c = 0; c < h->DK; c++) {
         h->dq[i * h->ld + c] += (float)(ds * (double)h->k[j * h->ld + c]);
         h->dk[j * h->ld + c] += (float)(ds * (double)h->q[i * h->ld + c]);
     }

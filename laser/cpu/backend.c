@@ -135,7 +135,7 @@ double backend_peak_flops(Backend *be) {
 /* ---- scratch --------------------------------------------------------------------------------- */
 
 typedef struct ScratchPlan {
-    size_t threads, gemm, logits, norm, sums, rope, total; /* offsets, bytes in all */
+    size_t threads, gemm, logits, norm, sums, channels, rope, total; /* offsets, bytes in all */
     size_t thread_bytes;
     int logits_rows;
     long logits_ld;
@@ -165,9 +165,11 @@ static ScratchPlan scratch_plan(const BackendLimits *l, int threads) {
     p.threads = take(&p.total, size_mul((size_t)threads, p.thread_bytes));
     p.gemm = take(&p.total, gemm_scratch_bytes(threads));
     p.logits = take(&p.total, size_mul(rows, vocab * sizeof(float)));
-    p.norm = take(&p.total, size_mul(2 * CPU_NORM_CUTS, (size_t)l->C * sizeof(float)));
+    const size_t C = (size_t)l->C, HD = (size_t)l->HD, sums = 2 * C > 3 * HD ? 2 * C : 3 * HD;
+    p.norm = take(&p.total, size_mul(CPU_NORM_CUTS, sums * sizeof(float)));
     p.sums = take(&p.total, CPU_SUM_CUTS * sizeof(double));
-    p.rope = take(&p.total, size_mul((size_t)l->T, (size_t)l->HD * sizeof(float)));
+    p.channels = take(&p.total, 2 * HD * sizeof(float));
+    p.rope = take(&p.total, size_mul((size_t)l->T, HD * sizeof(float)));
     return p;
 }
 
@@ -203,6 +205,7 @@ void backend_reserve(Backend *be, const BackendLimits *l) {
     be->logits_ld = p.logits_ld;
     be->norm_partials = (float *)(void *)(be->scratch + p.norm);
     be->sum_partials = (double *)(void *)(be->scratch + p.sums);
+    be->channels = (float *)(void *)(be->scratch + p.channels);
     be->rope = (float *)(void *)(be->scratch + p.rope);
 }
 

@@ -38,8 +38,9 @@ struct Backend {
     float *logits; /* (logits_rows, logits_ld) */
     int logits_rows;
     long logits_ld;
-    float *norm_partials; /* (CPU_NORM_CUTS, 2, C) */
+    float *norm_partials; /* (CPU_NORM_CUTS, max(2 C, 3 HD)) */
     double *sum_partials; /* (CPU_SUM_CUTS) */
+    float *channels;      /* (2, HD) of one call of an operation */
     float *rope;          /* (T, 2, DK/2) cosines, sines */
     bool rope_ready;      /* filled by the first op_rope */
 };

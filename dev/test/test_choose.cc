@@ -40,8 +40,9 @@ static const Row rows[] = {
 static void choices(Test *t) {
     for (const Row &r : rows) {
         const AttnChoice got = attn_choose(&r.shape, r.asked);
-        CHECK(t, got.core == r.want, "head size %d, %d in scores, capability %d, asked %d: core %d, want %d",
-            r.shape.HD, r.shape.DK, r.shape.major, (int)r.asked, (int)got.core, (int)r.want);
+        CHECK(t, got.core == r.want,
+            "head size %d, %d scored, capability %d, asked %d: core %d, want %d", r.shape.HD,
+            r.shape.DK, r.shape.major, (int)r.asked, (int)got.core, (int)r.want);
         CHECK(t, strstr(got.why, r.why) != NULL, "head size %d: \"%s\", want \"%s\" in it",
             r.shape.HD, got.why, r.why);
     }

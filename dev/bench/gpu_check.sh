@@ -211,7 +211,7 @@ section_sanitize() {
         return 0
     }
     for tool in memcheck racecheck; do
-        for filter in ${SANITIZE_FILTERS:-attention: ops: optim: gemm: model:}; do
+        for filter in ${SANITIZE_FILTERS:-attention: modifiers: ops: optim: gemm: model:}; do
             for build in "$PROGRAMS"/{bf16,fp32}-laser "$PROGRAMS/bf16-standard"; do
                 case $build:$filter in *standard:attention:) ;; *standard:*) continue ;; esac
                 echo "== $tool $build $filter"

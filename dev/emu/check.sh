@@ -15,7 +15,7 @@ if [ $# -eq 0 ]; then
 fi
 JOBS=${JOBS:-$(nproc)}
 read -r -a ORDERS <<<"${ORDERS:-forward reverse random:1}"
-KERNELS=(ops: products: attention: optim: transfers: seam: gemm: choice: emu)
+KERNELS=(ops: modifiers: products: attention: optim: transfers: seam: gemm: choice: emu)
 # whole trainings take minutes each: in bf16, with LASER, alone
 TRAININGS=("model: a batch is learned by heart" "model: recomputing"
     "precision: updates of 1e-5")

@@ -7,6 +7,12 @@
 #include "dev/ref/cases.h"
 #include "dev/test/tensor.h"
 
+/* Whether one token shows in a sum over N of them, which may be off by gamma(N), or by what narrow
+ * activations round. */
+static bool token_shows(int N) {
+    return N > 1 && N < (ACT_U > 0 ? 1000 : 5000);
+}
+
 /* ---- queries and keys ------------------------------------------------------------------------ */
 
 enum {
@@ -110,6 +116,7 @@ static void query_key_planted(
         ref_query_key_bwd(r.dqkv, &r.g, at[QK_QKV].in, &wrong[i].a);
         if (ACT_U == 0 || c->HD > 2) /* of two channels the norm hands down next to nothing */
             bench_compare_planted(b, wrong[i].name, &at[QK_DQKV], r.dqkv, back->dqkv);
+        if (i == 4 && !token_shows(c->N)) continue;
         if (c->norm && i != 1 && i != 2)
             bench_compare_planted(b, wrong[i].name, &at[QK_DKW], r.g.kw, back->g.kw);
         if (c->p_std > 0 && i != 3)
@@ -245,6 +252,7 @@ static void diff_planted(Bench *b, const DiffCase *c, const RefDiff *a, const Re
         ref_diff_bwd(do1, do2, &g, at[DIFF_DOUT].in, at[DIFF_O1].in, at[DIFF_O2].in, &wrong[i].a);
         bench_compare_planted(b, wrong[i].name, &at[DIFF_OUT], out, tol->out);
         bench_compare_planted(b, wrong[i].name, &at[DIFF_DO2], do2, tol->do2);
+        if (i == 4 && !token_shows(c->N)) continue;
         if (i == 2 || i == 4)
             bench_compare_planted(b, wrong[i].name, &at[DIFF_GRADS], g.lq1, tol->grads.lq1);
         if (c->norm && i == 4)

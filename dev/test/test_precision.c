@@ -199,24 +199,26 @@ static void error_without_centre(Test *t) {
 
 /* ---- budgets --------------------------------------------------------------------------------- */
 
-/* A budget that holds few pairs and cuts rows into strips: the same but for rounding; twice the
- * same budget: the same bits. */
-static void run_within(Run *r, size_t budget) {
+/* halves: the second half of a head makes the scores, and dv is added to zeros. */
+static void run_within(Run *r, size_t budget, bool halves) {
     run_new(r, 2, 560, 2, 12, 0.5, 9);
+    if (halves) r->a.DK = r->a.k0 = 6, r->a.add_dv = true;
     run_attention(r, &(BackendOptions){.threads = 1, .attn_budget = budget});
 }
 
-static void strips_and_chunks(Test *t) {
+/* A budget that holds few pairs and cuts rows into strips: the same but for rounding; twice the
+ * same budget: the same bits. */
+static void strips_and_chunks_of(Test *t, bool halves) {
     /* for one pair and strips of 256 rows, two, four; four and strips of 512 */
     static const size_t budgets[] = {1, 3 << 20, 6 << 20, 10 << 20};
     Run whole;
-    run_within(&whole, (size_t)1 << 30);
+    run_within(&whole, (size_t)1 << 30, halves);
     const size_t n = whole.rows * whole.W;
     double *out = doubles_of(whole.out, n), *dqkv = doubles_of(whole.dqkv, 3 * n);
     const double tol = is_bf16() ? 0x1p-8 : 64 * 0x1p-24;
     for (int i = 0; i < COUNT(budgets); i++) {
         Run cut, again;
-        run_within(&cut, budgets[i]), run_within(&again, budgets[i]);
+        run_within(&cut, budgets[i], halves), run_within(&again, budgets[i], halves);
         CHECK(t, distance(cut.out, out, n) <= tol, "budget %zu: out differs by %g", budgets[i],
             distance(cut.out, out, n));
         CHECK(t, distance(cut.dqkv, dqkv, 3 * n) <= tol, "budget %zu: dqkv differs by %g",
@@ -229,6 +231,11 @@ static void strips_and_chunks(Test *t) {
     }
     free(out), free(dqkv);
     run_free(&whole);
+}
+
+static void strips_and_chunks(Test *t) {
+    strips_and_chunks_of(t, false);
+    strips_and_chunks_of(t, true);
 }
 
 /* ---- updates --------------------------------------------------------------------------------- */

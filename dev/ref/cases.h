@@ -200,7 +200,7 @@ static const QueryKeyCase query_key_cases[] = {
     {"head size 720, both", 3, 2, 720, 1e-6, 1, 0, true, 1},
     {"head size 4104, both", 70, 1, 4104, 1e-6, 1, 0, true, 1},
     {"more tokens than are summed at a time", 2100, 2, 8, 1e-6, 1, 0, true, 1},
-    {"many times more", 27001, 2, 4, 1e-6, 1, 0, true, 1},
+    {"many times more", 13001, 2, 2, 1e-6, 1, 0, true, 1},
 };
 
 typedef struct DiffCase {
@@ -224,7 +224,6 @@ static const DiffCase diff_cases[] = {
     {"2 x 360", 7, 2, 720, 0.7, 0.1, 1e-5, 1, true},
     {"2 x 2052", 70, 1, 4104, 0.2, 0.01, 1e-5, 1, true},
     {"more tokens than are summed at a time", 2100, 2, 8, 0.2, 0.5, 1e-5, 1, true},
-    {"many times more", 27001, 2, 4, 0.2, 0.5, 1e-5, 1, true},
 };
 
 typedef struct AdamCase {

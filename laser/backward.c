@@ -10,6 +10,16 @@ static float *grad(const Model *m, ParamId id, int layer) {
     return param_float(&m->table, m->grads, id, layer);
 }
 
+static DiffGrads diff_grads(const Model *m, int layer, float beta) {
+    DiffGrads g = {.lq1 = grad(m, P_lq1, layer),
+        .lk1 = grad(m, P_lk1, layer),
+        .lq2 = grad(m, P_lq2, layer),
+        .lk2 = grad(m, P_lk2, layer),
+        .w = grad(m, P_diffw, layer),
+        .beta = beta};
+    return g;
+}
+
 static void backward_mlp(Model *m, int layer, int N, float beta) {
     LayerActs *l = &m->layer[layer];
     NormArgs ln2 = pass_norm(m, N, P_ln2w, P_ln2b, layer, l->ln2_mean, l->ln2_rstd);
@@ -28,20 +38,38 @@ static void backward_mlp(Model *m, int layer, int N, float beta) {
         m->be, m->dx, grad(m, P_ln2w, layer), grad(m, P_ln2b, layer), beta, dln2, l->x2, &ln2);
 }
 
+/* m->dbuf2, the gradient of what is projected, becomes that of the first map. */
+static void backward_maps(Model *m, int layer, int B, int T, float beta) {
+    LayerActs *l = &m->layer[layer];
+    DiffArgs diff = pass_diff(m, B * T, layer);
+    DiffGrads ddiff = diff_grads(m, layer, beta);
+    act_t *dmap[2] = {m->dbuf2, m->dmap}, *dqkv = m->dbuf;
+
+    if (m->config.diff)
+        op_diff_bwd(m->be, dmap[0], dmap[1], &ddiff, dmap[0], l->map[0].out, l->map[1].out, &diff);
+    for (int i = 0; i < model_maps(&m->config); i++) {
+        AttentionArgs map = pass_attention(m, B, T, l, i);
+        op_attention_bwd(m->be, dqkv, dmap[i], l->qkv, l->map[i].out, &map);
+    }
+}
+
 static void backward_attention(Model *m, int layer, int B, int T, float beta) {
     const ModelConfig *c = &m->config;
     LayerActs *l = &m->layer[layer];
-    const int N = B * T, shape[4] = {B, T, c->H, c->HD};
+    const int N = B * T, shape[4] = {B, T, model_score_heads(c), model_score_channels(c)};
     NormArgs ln1 = pass_norm(m, N, P_ln1w, P_ln1b, layer, l->ln1_mean, l->ln1_rstd);
     LinearArgs qkv = pass_linear(m, N, P_qkvw, P_qkvb, layer);
-    AttentionArgs attention = pass_attention(m, B, T, l);
+    QueryKeyArgs query_key = pass_query_key(m, N, layer);
     LinearArgs proj = pass_linear(m, N, P_projw, P_projb, layer);
     act_t *dattn = m->dbuf2, *dqkv = m->dbuf,
           *dln1 = m->dbuf2; /* dattn is read before dln1 is written */
 
     op_linear_bwd(m->be, dattn, grad(m, P_projw, layer), grad(m, P_projb, layer), beta, m->dx,
         l->attn, &proj);
-    op_attention_bwd(m->be, dqkv, dattn, l->qkv, l->attn, &attention);
+    backward_maps(m, layer, B, T, beta);
+    if (pass_has_query_key(c))
+        op_query_key_bwd(m->be, dqkv, grad(m, P_qnormw, layer), grad(m, P_knormw, layer),
+            grad(m, P_perdim, layer), beta, l->qkv, &query_key);
     if (c->pos == POS_ROPE) op_rope(m->be, dqkv, -1, shape);
     op_linear_bwd(
         m->be, dln1, grad(m, P_qkvw, layer), grad(m, P_qkvb, layer), beta, dqkv, l->ln1, &qkv);
@@ -61,6 +89,8 @@ static void recompute_block(Model *m, int layer, int B, int T) {
         NormArgs ln2 = pass_norm(m, N, P_ln2w, P_ln2b, layer, l->ln2_mean, l->ln2_rstd);
         op_residual_norm_fwd(m->be, l->x, l->ln1, l->x, NULL, &ln1);
         op_residual_norm_fwd(m->be, l->x2, l->ln2, l->x2, NULL, &ln2);
+        DiffArgs diff = pass_diff(m, N, layer);
+        if (m->config.diff) op_diff_fwd(m->be, l->attn, l->map[0].out, l->map[1].out, &diff);
         if (l->pre) op_act_fwd(m->be, l->h, l->pre, m->config.act, (size_t)N * (size_t)m->config.F);
     }
 }

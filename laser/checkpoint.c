@@ -338,6 +338,7 @@ char *checkpoint_state(const char *path, RunState *s, int64_t *updates) {
 /* A model that is GPT-2 in all but its weights opens in Hugging Face transformers as it lies; any
  * other has no class there that computes the same, and gets no config.json that says so. */
 static bool is_gpt2(const ModelConfig *c) {
+    if (c->diff || c->qk_norm || c->per_dim_scale || c->temperature != 1) return false;
     return strcmp(backend_attention(), "standard") == 0 && c->pos == POS_LEARNED &&
            c->act == ACT_GELU && c->bias_attn && c->bias_mlp && !c->bias_logits &&
            !c->embed_scale && c->attn_cap == 0 && c->logit_cap == 0 && c->H * c->HD == c->C;

@@ -248,6 +248,7 @@ static void apply_preset(Config *c) {
     fill(&c->embed_scale, !p->gpt2);
     fill_real(&c->attn_cap, (double)p->attn_cap);
     fill_real(&c->logit_cap, (double)p->logit_cap);
+    if (c->diff_plain) c->diff = 1;
 }
 
 static void check(const Config *c) {
@@ -255,6 +256,14 @@ static void check(const Config *c) {
         die(EXIT_USAGE, "--train GLOB is needed: the training shards (or --plan)");
     if (c->pos == POS_ROPE && c->head_dim % 2)
         die(EXIT_USAGE, "--pos rope needs an even --head-dim, not %lld", (long long)c->head_dim);
+    if (c->diff && c->head_dim % 2)
+        die(EXIT_USAGE, "--diff cuts heads in two: it needs an even --head-dim, not %lld",
+            (long long)c->head_dim);
+    if (c->diff && c->pos == POS_ROPE && c->head_dim % 4)
+        die(EXIT_USAGE,
+            "--pos rope turns pairs of channels in each half of a head: with --diff it needs a "
+            "--head-dim that is a multiple of 4, not %lld",
+            (long long)c->head_dim);
     if (c->total_batch != AUTO && c->total_batch % c->seq_len)
         die(EXIT_USAGE, "--total-batch %lld is not a multiple of --seq-len %lld",
             (long long)c->total_batch, (long long)c->seq_len);
@@ -363,6 +372,11 @@ ModelConfig config_model(const Config *c, int32_t vocab) {
         .norm_eps = (float)c->norm_eps,
         .attn_cap = (float)c->attn_cap,
         .logit_cap = (float)c->logit_cap,
+        .temperature = (float)c->temperature,
+        .per_dim_scale = c->per_dim_scale != 0,
+        .qk_norm = c->qk_norm != 0,
+        .diff = c->diff != 0,
+        .diff_plain = c->diff_plain != 0,
     };
     return m;
 }
@@ -419,18 +433,25 @@ static void saved_text(const cJSON *item, char *out, size_t cap) {
         format(out, cap, "%.9g", cJSON_IsNumber(item) ? item->valuedouble : 0.0);
 }
 
+/* An option that the earlier run's program did not have yet was as its default is now. */
 char *config_differences(const Config *c, const char *json, ResumeRule rule) {
     cJSON *o = cJSON_Parse(json);
+    Config defaults = {0};
+    for (int i = 0; i < ROWS; i++) set_default(&defaults, &table[i]);
     size_t cap = 1 << 16;
     char *out = (char *)xcalloc(cap, 1);
     for (int i = 0; i < ROWS; i++) {
         const Row *r = &table[i];
-        const cJSON *item =
-            r->kind == ROW_GROUP ? NULL : cJSON_GetObjectItemCaseSensitive(o, r->field);
         char now[4096], then[4096];
-        if (!item || r->rule != rule) continue;
+        if (r->kind == ROW_GROUP || r->rule != rule) continue;
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(o, r->field);
         value_text(c, r, now, sizeof now);
-        saved_text(item, then, sizeof then);
+        if (item)
+            saved_text(item, then, sizeof then);
+        else if (r->kind == ROW_TEXT || r->number == AUTO)
+            continue;
+        else
+            value_text(&defaults, r, then, sizeof then);
         bool number = r->kind == ROW_INT || r->kind == ROW_REAL;
         bool same = number ? strtod(now, NULL) == strtod(then, NULL) : strcmp(now, then) == 0;
         size_t used = strlen(out);

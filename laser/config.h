@@ -29,6 +29,9 @@ typedef struct ModelConfig {
     bool bias_attn, bias_mlp, bias_logits;
     bool embed_scale; /* token embeddings times sqrt(C) */
     float norm_eps, attn_cap, logit_cap;
+    float temperature;           /* divides attention's scores; 1: as they are */
+    bool per_dim_scale, qk_norm; /* see op_query_key_fwd */
+    bool diff, diff_plain;       /* differential attention; without norm and factor */
 } ModelConfig;
 
 /* What a difference from the saved run means on resume. */
@@ -79,6 +82,12 @@ enum { AUTO = -1 };
     FLAG(embed_scale, "embed-scale", AUTO, FIXED, "token embeddings times sqrt(d-model)")          \
     REAL(attn_cap, "attn-cap", AUTO, 0, 1e6, FIXED,                                                \
         "soft cap on attention scores, cap*tanh(s/cap); 0: off")                                   \
+    REAL(temperature, "temperature", 1, 1e-6, 1e6, FIXED, "divides attention scores")              \
+    FLAG(per_dim_scale, "per-dim-scale", 0, FIXED, "learned scale of each channel of the queries") \
+    FLAG(qk_norm, "qk-norm", 0, FIXED, "LayerNorm over each head of queries and keys")             \
+    FLAG(diff, "diff", 0, FIXED,                                                                   \
+        "differential attention: two maps a head, each from half of its channels")                 \
+    FLAG(diff_plain, "diff-plain", 0, FIXED, "the same without norm and factor on the difference") \
     REAL(logit_cap, "logit-cap", AUTO, 0, 1e6, FIXED, "soft cap on output logits; 0: off")         \
     ENUM(recompute, "recompute", "none", "none|light|block", FREE,                                 \
         "activations computed again in the backward pass: norms and MLP activation | whole "       \
@@ -92,7 +101,7 @@ enum { AUTO = -1 };
     REAL(min_lr_ratio, "min-lr-ratio", 0, 0, 1, NOTED, "final learning rate / peak")               \
     REAL(decay_fraction, "decay-fraction", 0.2, 0, 1, NOTED, "wsd: share of the steps that decay") \
     REAL(beta1, "beta1", 0.9, 0, 0.999999, NOTED, "decay of the first moment")                     \
-    REAL(beta2, "beta2", 0.99, 0, 0.9999999, NOTED, "decay of the second moment")                 \
+    REAL(beta2, "beta2", 0.99, 0, 0.9999999, NOTED, "decay of the second moment")                  \
     REAL(eps, "eps", 1e-8, 0, 1, NOTED, "Adam's epsilon (the paper: 1e-24)")                       \
     REAL(weight_decay, "weight-decay", 0.1, 0, 1e3, NOTED,                                         \
         "decoupled, scaled by the schedule; on matrices")                                          \
@@ -166,8 +175,9 @@ BackendOptions config_backend(const Config *c, int local_rank);
 /* One JSON object with every option, resolved, malloced: {"train":"...","seq_len":256,...}. */
 char *config_json(const Config *c);
 
-/* Compares with such an object from an earlier run. Writes "option: saved -> now" lines, malloced,
- * for the options under the given rule; empty string when they agree. */
+/* Compares with such an object from an earlier run; what is not in it counts as its default. Writes
+ * "option: saved -> now" lines, malloced, for the options under the given rule; empty string when
+ * they agree. */
 char *config_differences(const Config *c, const char *json, ResumeRule rule);
 
 typedef struct Preset {

@@ -44,17 +44,51 @@ NormArgs pass_norm(
     return a;
 }
 
-AttentionArgs pass_attention(const Model *m, int B, int T, const LayerActs *l) {
+AttentionArgs pass_attention(const Model *m, int B, int T, const LayerActs *l, int map) {
     const ModelConfig *c = &m->config;
+    const int DK = model_score_channels(c);
     AttentionArgs a = {.B = B,
         .T = T,
         .H = c->H,
         .HD = c->HD,
-        .DK = c->HD,
-        .scale = 1.0f / sqrtf((float)c->HD),
+        .DK = DK,
+        .k0 = map * DK,
+        .scale = 1.0f / (c->temperature * sqrtf((float)DK)),
         .softcap = c->attn_cap,
-        .lse = l->lse,
-        .laser = l->laser};
+        .lse = l->map[map].lse,
+        .laser = l->map[map].laser,
+        .add_dv = map > 0};
+    return a;
+}
+
+bool pass_has_query_key(const ModelConfig *c) {
+    return c->qk_norm || c->per_dim_scale;
+}
+
+QueryKeyArgs pass_query_key(const Model *m, int N, int layer) {
+    QueryKeyArgs a = {.N = N,
+        .H = model_score_heads(&m->config),
+        .HD = model_score_channels(&m->config),
+        .eps = m->config.norm_eps,
+        .qw = param_act(&m->table, m->params, P_qnormw, layer),
+        .kw = param_act(&m->table, m->params, P_knormw, layer),
+        .p = param_act(&m->table, m->params, P_perdim, layer),
+        .raw = m->layer[layer].raw};
+    return a;
+}
+
+/* lambda_init and the norm's epsilon are those of the authors' code. */
+DiffArgs pass_diff(const Model *m, int N, int layer) {
+    DiffArgs a = {.N = N,
+        .H = m->config.H,
+        .HD = m->config.HD,
+        .lambda_init = (float)(0.8 - 0.6 * exp(-0.3 * layer)),
+        .eps = 1e-5f,
+        .lq1 = param_act(&m->table, m->params, P_lq1, layer),
+        .lk1 = param_act(&m->table, m->params, P_lk1, layer),
+        .lq2 = param_act(&m->table, m->params, P_lq2, layer),
+        .lk2 = param_act(&m->table, m->params, P_lk2, layer),
+        .w = param_act(&m->table, m->params, P_diffw, layer)};
     return a;
 }
 
@@ -69,19 +103,32 @@ ClassifierArgs pass_classifier(const Model *m, int N) {
     return a;
 }
 
+/* One map of attention, or differential attention's two and what is made of them. */
+static void forward_maps(Model *m, int layer, int B, int T) {
+    LayerActs *l = &m->layer[layer];
+    DiffArgs diff = pass_diff(m, B * T, layer);
+
+    for (int i = 0; i < model_maps(&m->config); i++) {
+        AttentionArgs map = pass_attention(m, B, T, l, i);
+        op_attention_fwd(m->be, l->map[i].out, l->qkv, &map);
+    }
+    if (m->config.diff) op_diff_fwd(m->be, l->attn, l->map[0].out, l->map[1].out, &diff);
+}
+
 void forward_attention(Model *m, int layer, const act_t *x_in, const act_t *delta, int B, int T) {
     const ModelConfig *c = &m->config;
     LayerActs *l = &m->layer[layer];
-    const int N = B * T, shape[4] = {B, T, c->H, c->HD};
+    const int N = B * T, shape[4] = {B, T, model_score_heads(c), model_score_channels(c)};
     NormArgs ln1 = pass_norm(m, N, P_ln1w, P_ln1b, layer, l->ln1_mean, l->ln1_rstd);
     LinearArgs qkv = pass_linear(m, N, P_qkvw, P_qkvb, layer);
-    AttentionArgs attention = pass_attention(m, B, T, l);
+    QueryKeyArgs query_key = pass_query_key(m, N, layer);
     LinearArgs proj = pass_linear(m, N, P_projw, P_projb, layer);
 
     op_residual_norm_fwd(m->be, l->x, l->ln1, x_in, delta, &ln1);
     op_linear_fwd(m->be, l->qkv, l->ln1, &qkv);
     if (c->pos == POS_ROPE) op_rope(m->be, l->qkv, +1, shape);
-    op_attention_fwd(m->be, l->attn, l->qkv, &attention);
+    if (pass_has_query_key(c)) op_query_key_fwd(m->be, l->qkv, &query_key);
+    forward_maps(m, layer, B, T);
     op_linear_fwd(m->be, m->delta, l->attn, &proj);
 }
 

@@ -1,5 +1,5 @@
-/* model.c: the table of parameters, counts, memory, initial weights. What is computed with them is
- * in forward.c and backward.c. */
+/* model.c: counts, memory, opening and closing. The parameters are in params.c; what is computed
+ * with them is in forward.c and backward.c. */
 #include "laser/model.h"
 
 #include <math.h>
@@ -7,118 +7,6 @@
 #include <string.h>
 
 #include "laser/base.h"
-#include "laser/rng.h"
-
-/* ---- parameters ---- */
-
-typedef struct ParamSpec {
-    bool present, per_layer, transposed;
-    ParamKind kind;
-    int64_t rows, cols; /* cols 0: vector */
-    const char *name;
-} ParamSpec;
-
-#define H_(s) "transformer.h.%d." s
-
-static ParamSpec param_spec(const ModelConfig *c, ParamId id) {
-    const int64_t C = c->C, F = c->F, A = (int64_t)c->H * c->HD;
-    switch (id) {
-    case P_wte:
-        return (ParamSpec){1, 0, 0, KIND_MATRIX, c->V, C, "transformer.wte.weight"};
-    case P_wpe:
-        return (ParamSpec){
-            c->pos == POS_LEARNED, 0, 0, KIND_MATRIX, c->T, C, "transformer.wpe.weight"};
-    case P_ln1w:
-        return (ParamSpec){1, 1, 0, KIND_NORM_SCALE, C, 0, H_("ln_1.weight")};
-    case P_ln1b:
-        return (ParamSpec){1, 1, 0, KIND_NORM_BIAS, C, 0, H_("ln_1.bias")};
-    case P_qkvw:
-        return (ParamSpec){1, 1, 1, KIND_MATRIX, 3 * A, C, H_("attn.c_attn.weight")};
-    case P_qkvb:
-        return (ParamSpec){c->bias_attn, 1, 0, KIND_BIAS, 3 * A, 0, H_("attn.c_attn.bias")};
-    case P_projw:
-        return (ParamSpec){1, 1, 1, KIND_MATRIX, C, A, H_("attn.c_proj.weight")};
-    case P_projb:
-        return (ParamSpec){c->bias_attn, 1, 0, KIND_BIAS, C, 0, H_("attn.c_proj.bias")};
-    case P_ln2w:
-        return (ParamSpec){1, 1, 0, KIND_NORM_SCALE, C, 0, H_("ln_2.weight")};
-    case P_ln2b:
-        return (ParamSpec){1, 1, 0, KIND_NORM_BIAS, C, 0, H_("ln_2.bias")};
-    case P_fc1w:
-        return (ParamSpec){1, 1, 1, KIND_MATRIX, F, C, H_("mlp.c_fc.weight")};
-    case P_fc1b:
-        return (ParamSpec){c->bias_mlp, 1, 0, KIND_BIAS, F, 0, H_("mlp.c_fc.bias")};
-    case P_fc2w:
-        return (ParamSpec){1, 1, 1, KIND_MATRIX, C, F, H_("mlp.c_proj.weight")};
-    case P_fc2b:
-        return (ParamSpec){c->bias_mlp, 1, 0, KIND_BIAS, C, 0, H_("mlp.c_proj.bias")};
-    case P_lnfw:
-        return (ParamSpec){1, 0, 0, KIND_NORM_SCALE, C, 0, "transformer.ln_f.weight"};
-    case P_lnfb:
-        return (ParamSpec){1, 0, 0, KIND_NORM_BIAS, C, 0, "transformer.ln_f.bias"};
-    case P_headb:
-        return (ParamSpec){c->bias_logits, 0, 0, KIND_BIAS, c->V, 0, "lm_head.bias"};
-    case PARAM_COUNT:
-        break;
-    }
-    REQUIRE(false, "parameter id %d", (int)id);
-    return (ParamSpec){0, 0, 0, KIND_MATRIX, 0, 0, NULL};
-}
-
-static void param_add(ParamTable *t, const ModelConfig *c, ParamId id, int layer) {
-    ParamSpec s = param_spec(c, id);
-    if (!s.present) return;
-    ParamInfo *p = &t->rows[t->count++];
-    size_t cols = s.cols ? (size_t)s.cols : 1;
-    size_t held = id == P_wte || id == P_headb ? (size_t)c->Vp : (size_t)s.rows;
-    *p = (ParamInfo){.id = id,
-        .layer = s.per_layer ? layer : -1,
-        .kind = s.kind,
-        .name = s.name,
-        .rows = s.rows,
-        .cols = s.cols,
-        .transposed = s.transposed,
-        .offset = t->elements,
-        .count = size_mul(held, cols),
-        .logical = size_mul((size_t)s.rows, cols),
-        .center = s.kind == KIND_NORM_SCALE ? 1.0f : 0.0f};
-    if (layer <= 0) t->offset_of[id] = p->offset;
-    if (layer == 1) t->stride_of[id] = p->offset - t->offset_of[id];
-    t->elements = size_add(t->elements, (p->count + 15) & ~(size_t)15); /* 64 bytes */
-}
-
-void param_table_build(ParamTable *t, const ModelConfig *c) {
-    memset(t, 0, sizeof *t);
-    for (int i = 0; i < PARAM_COUNT; i++) t->offset_of[i] = (size_t)-1;
-    t->rows = (ParamInfo *)xcalloc(size_mul((size_t)c->L + 2, PARAM_COUNT), sizeof *t->rows);
-    param_add(t, c, P_wte, -1);
-    param_add(t, c, P_wpe, -1);
-    for (int l = 0; l < c->L; l++)
-        for (int id = P_ln1w; id <= P_fc2b; id++) param_add(t, c, (ParamId)id, l);
-    param_add(t, c, P_lnfw, -1);
-    param_add(t, c, P_lnfb, -1);
-    param_add(t, c, P_headb, -1);
-}
-
-void param_table_free(ParamTable *t) {
-    free(t->rows);
-    memset(t, 0, sizeof *t);
-}
-
-static size_t param_offset(const ParamTable *t, ParamId id, int layer) {
-    if (t->offset_of[id] == (size_t)-1) return (size_t)-1;
-    return t->offset_of[id] + (layer > 0 ? (size_t)layer * t->stride_of[id] : 0);
-}
-
-act_t *param_act(const ParamTable *t, act_t *base, ParamId id, int layer) {
-    size_t o = param_offset(t, id, layer);
-    return o == (size_t)-1 ? NULL : base + o;
-}
-
-float *param_float(const ParamTable *t, float *base, ParamId id, int layer) {
-    size_t o = param_offset(t, id, layer);
-    return o == (size_t)-1 ? NULL : base + o;
-}
 
 /* ---- counts ---- */
 
@@ -136,9 +24,21 @@ int64_t model_parameters_bare(const ModelConfig *c) {
     return c->L * (4 * c->C * A + 2 * (int64_t)c->C * c->F) + (int64_t)c->V * c->C;
 }
 
+int model_maps(const ModelConfig *c) {
+    return c->diff ? 2 : 1;
+}
+
+int model_score_heads(const ModelConfig *c) {
+    return c->H * model_maps(c);
+}
+
+int model_score_channels(const ModelConfig *c) {
+    return c->HD / model_maps(c);
+}
+
 double model_flops_per_token(const ModelConfig *c, int T) {
-    double attention =
-        6.0 * c->L * (double)c->H * c->HD * T; /* 12 for the square, half of it causal */
+    const double square = 3.0 * c->L * (double)c->H * c->HD * T; /* 6, half of it causal */
+    const double attention = square + square * model_maps(c);    /* scores; values of each map */
     return 6.0 * (double)model_parameters_bare(c) + attention;
 }
 
@@ -162,6 +62,7 @@ static void plan_layer(Arena *a, const ModelConfig *c, int B, LayerActs *l, bool
     if (keep_light) {
         ARENA_ADD(a, l->ln1, N * C);
         ARENA_ADD(a, l->ln2, N * C);
+        if (c->diff) ARENA_ADD(a, l->attn, N * A);
     }
     if (gelu ? keep_light : keep_block)
         ARENA_ADD(a, l->h, N * F); /* relu: from itself, nothing saved */
@@ -169,9 +70,12 @@ static void plan_layer(Arena *a, const ModelConfig *c, int B, LayerActs *l, bool
     ARENA_ADD(a, l->ln1_mean, N);
     ARENA_ADD(a, l->ln1_rstd, N);
     ARENA_ADD(a, l->qkv, N * 3 * A);
-    ARENA_ADD(a, l->attn, N * A);
-    ARENA_ADD(a, l->lse, N * (size_t)c->H);
-    if (laser) ARENA_ADD(a, l->laser, laser);
+    if (c->qk_norm) ARENA_ADD(a, l->raw, N * 2 * A);
+    for (int i = 0; i < model_maps(c); i++) {
+        ARENA_ADD(a, l->map[i].out, N * A);
+        ARENA_ADD(a, l->map[i].lse, N * (size_t)c->H);
+        if (laser) ARENA_ADD(a, l->map[i].laser, laser);
+    }
     ARENA_ADD(a, l->x2, N * C);
     ARENA_ADD(a, l->ln2_mean, N);
     ARENA_ADD(a, l->ln2_rstd, N);
@@ -187,9 +91,13 @@ static void share_with_first(LayerActs *l, const LayerActs *first) {
     SHARE(ln1_mean);
     SHARE(ln1_rstd);
     SHARE(qkv);
+    SHARE(raw);
+    for (int i = 0; i < 2; i++) {
+        SHARE(map[i].out);
+        SHARE(map[i].lse);
+        SHARE(map[i].laser);
+    }
     SHARE(attn);
-    SHARE(lse);
-    SHARE(laser);
     SHARE(x2);
     SHARE(ln2_mean);
     SHARE(ln2_rstd);
@@ -219,6 +127,7 @@ static void plan_activations(Model *m, bool training) {
     ARENA_ADD(a, m->dx, N * C);
     ARENA_ADD(a, m->dbuf, N * widest(C, 3 * A, (size_t)c->F));
     ARENA_ADD(a, m->dbuf2, N * (C > A ? C : A));
+    if (c->diff) ARENA_ADD(a, m->dmap, N * A);
 }
 
 BackendLimits model_limits(const ModelConfig *c, int B) {
@@ -228,7 +137,7 @@ BackendLimits model_limits(const ModelConfig *c, int B) {
         .F = c->F,
         .H = c->H,
         .HD = c->HD,
-        .DK = c->HD,
+        .DK = model_score_channels(c),
         .V = c->Vp,
         .capped = c->attn_cap > 0};
 }
@@ -290,15 +199,12 @@ void model_open(Model *m, Backend *be, const ModelConfig *c, int B, bool trainin
     m->acts_block = backend_alloc(be, m->acts_plan.bytes);
     arena_bind(&m->acts_plan, m->acts_block);
     for (int l = 1; l < c->L; l++) share_with_first(&m->layer[l], &m->layer[0]);
+    for (int l = 0; l < c->L && !c->diff; l++) m->layer[l].attn = m->layer[l].map[0].out;
     if (m->pos) upload_sinusoids(m);
 }
 
-static bool params_are_master(const Model *m) {
-    return (void *)m->master == (void *)m->params;
-}
-
 void model_close(Model *m) {
-    if (!params_are_master(m)) backend_free(m->be, m->master);
+    if (sizeof(act_t) != sizeof(float)) backend_free(m->be, m->master);
     backend_free(m->be, m->params);
     backend_free(m->be, m->grads);
     backend_free(m->be, m->acts_block);
@@ -306,78 +212,4 @@ void model_close(Model *m) {
     param_table_free(&m->table);
     free(m->layer);
     memset(m, 0, sizeof *m);
-}
-
-/* ---- initial weights ---- */
-
-typedef struct InitLaw {
-    bool uniform;
-    double scale;
-} InitLaw; /* limit, or standard deviation */
-
-/* pax: Xavier uniform with the fans its layers compute (the fused QKV's and the projection's fans
- * see the size of one head, not of all), embeddings of standard deviation 1/sqrt(C). gpt2: N(0,
- * 0.02), the two projections into the residual stream divided by sqrt(2 L). */
-static InitLaw init_law(const ModelConfig *c, ParamId id) {
-    const double C = c->C, HD = c->HD;
-    if (c->init == INIT_GPT2) {
-        bool residual = id == P_projw || id == P_fc2w;
-        return (InitLaw){false, residual ? 0.02 / sqrt(2.0 * c->L) : 0.02};
-    }
-    switch (id) {
-    case P_qkvw:
-        return (InitLaw){true, sqrt(6.0 / (3.0 * C * (c->H + HD)))};
-    case P_projw:
-        return (InitLaw){true, sqrt(6.0 / (C * (c->H + HD)))};
-    case P_fc1w:
-    case P_fc2w:
-        return (InitLaw){true, sqrt(6.0 / (C + c->F))};
-    default:
-        return (InitLaw){false, 1.0 / sqrt(C)};
-    }
-}
-
-static void init_tensor(const ModelConfig *c, const ParamInfo *p, uint64_t seed, float *host) {
-    for (size_t i = 0; i < p->count; i++) host[i] = i < p->logical ? p->center : 0.0f;
-    if (p->kind != KIND_MATRIX) return;
-    const InitLaw law = init_law(c, p->id);
-    const uint64_t tensor = (uint64_t)p->id << 20 | (uint64_t)(p->layer + 1);
-    const uint64_t stream = RNG_INIT + (tensor << 8);
-    const int64_t n = (int64_t)p->logical;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        double x = law.uniform ? 2.0 * rng_uniform(seed, stream, (uint64_t)i) - 1.0
-                               : rng_normal(seed, stream, (uint64_t)i);
-        host[i] = (float)(law.scale * x);
-    }
-}
-
-static size_t largest_tensor(const Model *m) {
-    size_t most = 0;
-    for (int i = 0; i < m->table.count; i++)
-        if (m->table.rows[i].count > most) most = m->table.rows[i].count;
-    return most;
-}
-
-void model_init(Model *m, uint64_t seed) {
-    float *host = (float *)xcalloc(largest_tensor(m), sizeof *host);
-    for (int i = 0; i < m->table.count; i++) {
-        const ParamInfo *p = &m->table.rows[i];
-        init_tensor(&m->config, p, seed, host);
-        backend_upload(m->be, m->master + p->offset, host, p->count * sizeof *host);
-        if (!params_are_master(m)) backend_upload_act(m->be, m->params + p->offset, host, p->count);
-    }
-    free(host);
-}
-
-/* By tensor: all of a large model would double what it takes of the host. */
-void model_sync_params(Model *m) {
-    if (params_are_master(m)) return;
-    float *host = (float *)xcalloc(largest_tensor(m), sizeof *host);
-    for (int i = 0; i < m->table.count; i++) {
-        const ParamInfo *p = &m->table.rows[i];
-        backend_download(m->be, host, m->master + p->offset, p->count * sizeof *host);
-        backend_upload_act(m->be, m->params + p->offset, host, p->count);
-    }
-    free(host);
 }

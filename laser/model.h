@@ -12,13 +12,16 @@
 extern "C" {
 #endif
 
-/* Pointers into one parameter-shaped arena: weights (act_t), or master, gradients, m, v (float).
- * Tensors of a layer that do not exist in this model are NULL. Per-layer tensors are indexed
- * [layer]. */
+/* A tensor's number enters its initial weights: new ones come last, or old models would start from
+ * others. Pointers into one parameter-shaped arena: weights (act_t), or master, gradients, m, v
+ * (float). Tensors of a layer that do not exist in this model are NULL. Per-layer tensors are
+ * indexed [layer]. */
 #define PARAM_FIELDS(X)                                                                            \
     X(wte)                                                                                         \
-    X(wpe) X(ln1w) X(ln1b) X(qkvw) X(qkvb) X(projw) X(projb) X(ln2w) X(ln2b) X(fc1w) X(fc1b)       \
-        X(fc2w) X(fc2b) X(lnfw) X(lnfb) X(headb)
+    X(wpe)                                                                                         \
+    X(ln1w) X(ln1b) X(qkvw) X(qkvb) X(projw) X(projb) X(ln2w) X(ln2b) X(fc1w) X(fc1b) X(fc2w)      \
+        X(fc2b) X(lnfw) X(lnfb) X(headb) X(qnormw) X(knormw) X(perdim) X(lq1) X(lk1) X(lq2) X(lk2) \
+            X(diffw)
 
 typedef enum ParamId {
 #define X(f) P_##f,
@@ -58,14 +61,21 @@ void param_table_free(ParamTable *t);
 act_t *param_act(const ParamTable *t, act_t *base, ParamId id, int layer);
 float *param_float(const ParamTable *t, float *base, ParamId id, int layer);
 
+/* One map of attention over the values of a head; differential attention has two. */
+typedef struct MapActs {
+    act_t *out; /* (B, T, H, HD) */
+    float *lse, *laser;
+} MapActs;
+
 typedef struct LayerActs {
     act_t *x;   /* (N, C) residual stream entering the block's first norm */
     act_t *ln1; /* (N, C) */
     float *ln1_mean, *ln1_rstd;
-    act_t *qkv;  /* (B, T, 3, H, HD) */
-    act_t *attn; /* (B, T, H, HD) */
-    float *lse, *laser;
-    act_t *x2; /* (N, C) residual stream entering the second norm */
+    act_t *qkv; /* (B, T, 3, H, HD) */
+    act_t *raw; /* (B, T, 2, H, HD) queries and keys before their norms; NULL without */
+    MapActs map[2];
+    act_t *attn; /* (B, T, H, HD) what is projected: of both maps, or map[0].out */
+    act_t *x2;   /* (N, C) residual stream entering the second norm */
     act_t *ln2;
     float *ln2_mean, *ln2_rstd;
     act_t *pre; /* (N, F) before the activation; NULL for relu */
@@ -96,6 +106,7 @@ typedef struct Model {
     act_t *dx;    /* (N, C) gradient of the residual stream */
     act_t *dbuf;  /* (N, max(C, 3*H*HD, F)) */
     act_t *dbuf2; /* (N, max(C, H*HD)) */
+    act_t *dmap;  /* (N, H*HD) gradient of the second map; NULL without one */
 } Model;
 
 /* Bytes by category, without allocating. */
@@ -110,8 +121,13 @@ void model_plan(const ModelConfig *c, int B, const BackendOptions *options, Memo
 BackendLimits model_limits(const ModelConfig *c, int B);
 int64_t model_parameters(const ModelConfig *c);      /* all, without vocabulary padding */
 int64_t model_parameters_bare(const ModelConfig *c); /* matrices and embedding only */
+/* Heads and their channels as the scores see them: twice as many of half the size with
+ * differential attention. */
+int model_score_heads(const ModelConfig *c);
+int model_score_channels(const ModelConfig *c);
+int model_maps(const ModelConfig *c); /* of attention in a layer: 1 or 2 */
 /* Training FLOPs a token: 6 * (bare parameters) + causal attention, 6 * L * H*HD * T (half of the
- * square). */
+ * square), and half as much again where two maps weigh the values. */
 double model_flops_per_token(const ModelConfig *c, int T);
 
 void model_open(Model *m, Backend *be, const ModelConfig *c, int B, bool training);

@@ -13,7 +13,10 @@ extern "C" {
 LinearArgs pass_linear(const Model *m, int N, ParamId w, ParamId bias, int layer);
 NormArgs pass_norm(
     const Model *m, int N, ParamId w, ParamId b, int layer, float *mean, float *rstd);
-AttentionArgs pass_attention(const Model *m, int B, int T, const LayerActs *l);
+AttentionArgs pass_attention(const Model *m, int B, int T, const LayerActs *l, int map);
+QueryKeyArgs pass_query_key(const Model *m, int N, int layer);
+bool pass_has_query_key(const ModelConfig *c); /* else they stay as they are */
+DiffArgs pass_diff(const Model *m, int N, int layer);
 ClassifierArgs pass_classifier(const Model *m, int N);
 float pass_embed_scale(const ModelConfig *c);
 

@@ -17,8 +17,9 @@ static void print_size(const char *what, double bytes) {
 static void print_parameters(const ModelConfig *m) {
     const int64_t bare = model_parameters_bare(m), all = model_parameters(m);
     printf("Model: %d layers, width %d, MLP %d, %d heads x %d, vocabulary %d (held as %d), "
-           "sequence %d\n",
-        m->L, m->C, m->F, m->H, m->HD, m->V, m->Vp, m->T);
+           "sequence %d%s\n",
+        m->L, m->C, m->F, m->H, m->HD, m->V, m->Vp, m->T,
+        m->diff ? ", differential attention" : "");
     printf("\nParameters\n  %-34s %12" PRId64 "  (%.2f M)\n", "bare: embedding and matrices", bare,
         (double)bare / 1e6);
     printf("  %-34s %12" PRId64 "  (%.2f M)\n", "with biases, norms, positions", all,

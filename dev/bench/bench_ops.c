@@ -98,13 +98,13 @@ static void rope_bwd(Bench *b) {
 
 static void attention_fwd(Bench *b) {
     LayerActs *l = &b->model.layer[0];
-    const AttentionArgs a = pass_attention(&b->model, b->B, b->T, l);
+    const AttentionArgs a = pass_attention(&b->model, b->B, b->T, l, 0);
     op_attention_fwd(b->be, l->attn, l->qkv, &a);
 }
 
 static void attention_bwd(Bench *b) {
     LayerActs *l = &b->model.layer[0];
-    const AttentionArgs a = pass_attention(&b->model, b->B, b->T, l);
+    const AttentionArgs a = pass_attention(&b->model, b->B, b->T, l, 0);
     op_attention_bwd(b->be, b->dqkv, b->dout, l->qkv, l->attn, &a);
 }
 

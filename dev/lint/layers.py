@@ -32,6 +32,7 @@ LAYERS = [
     ("laser/runlog", BASE | {"laser/json.h", "laser/tbevents.h"}),
     ("laser/config", CONFIG | {"laser/json.h"}),
     ("laser/model", MODEL),
+    ("laser/params", MODEL),
     ("laser/passes", MODEL),
     ("laser/forward", MODEL | {"laser/passes.h"}),
     ("laser/backward", MODEL | {"laser/passes.h"}),

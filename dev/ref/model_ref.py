@@ -10,9 +10,9 @@ shape; in it, for KIND in standard, laser:
 
     config.integers   L C F H HD V T B STEPS WARMUP SCHEDULE_STEPS, act (0 none, 1 relu, 2 gelu),
                       pos (0 sinusoid, 1 learned, 2 rope, 3 none), bias_attn, bias_mlp,
-                      bias_logits, embed_scale
+                      bias_logits, embed_scale, per_dim_scale, qk_norm, diff, diff_plain
     config.reals      norm_eps attn_cap logit_cap lr min_lr_ratio beta1 beta2 eps weight_decay
-                      grad_clip
+                      grad_clip temperature
     tokens            (STEPS, B, T + 1): step s trains on [s, :, :-1] with targets [s, :, 1:]
     init.NAME         weights; as on disk, so linear weights of a layer are (in, out)
     KIND.logits       (B, T, V) of the first batch;    KIND.loss (STEPS), before each update
@@ -34,16 +34,29 @@ ACTS = ["none", "relu", "gelu"]
 POSITIONS = ["sinusoid", "learned", "rope", "none"]
 STEPS = 10
 
+# A shape that fits into a fixture five times. Of so few channels a norm may find hardly any
+# variance, and then enlarges rounding errors: with one over 4 of them epsilon is large.
+SMALL = dict(L=2, C=6, F=8, H=2, HD=8, V=19, T=9, B=2, act="gelu", pos="sinusoid", bias_attn=0,
+             bias_mlp=0, bias_logits=0, embed_scale=0, norm_eps=1e-5, attn_cap=0.0, logit_cap=0.0)
+UNMODIFIED = dict(temperature=1.0, per_dim_scale=0, qk_norm=0, diff=0, diff_plain=0)
+
 SHAPES = {
-    "gpt2": dict(L=2, C=30, F=44, H=3, HD=10, V=101, T=13, B=2, act="gelu", pos="learned",
+    "gpt2": dict(L=2, C=24, F=34, H=3, HD=8, V=67, T=13, B=2, act="gelu", pos="learned",
                  bias_attn=1, bias_mlp=1, bias_logits=0, embed_scale=0, norm_eps=1e-5,
                  attn_cap=0.0, logit_cap=0.0),
-    "paper": dict(L=2, C=28, F=44, H=3, HD=12, V=101, T=13, B=2, act="relu", pos="sinusoid",
+    "paper": dict(L=2, C=26, F=38, H=3, HD=12, V=67, T=13, B=2, act="relu", pos="sinusoid",
                   bias_attn=0, bias_mlp=1, bias_logits=1, embed_scale=1, norm_eps=1e-6,
                   attn_cap=5.0, logit_cap=8.0),
     "rope": dict(L=2, C=26, F=40, H=2, HD=8, V=67, T=17, B=2, act="gelu", pos="rope",
                  bias_attn=0, bias_mlp=0, bias_logits=0, embed_scale=0, norm_eps=1e-6,
                  attn_cap=0.0, logit_cap=0.0),
+    # attention's modifiers
+    "scale": dict(SMALL, temperature=1.7, per_dim_scale=1),
+    "qknorm": dict(SMALL, qk_norm=1, pos="rope"),
+    "diff": dict(SMALL, diff=1),
+    "plain": dict(SMALL, diff=1, diff_plain=1, pos="learned"),
+    "all": dict(SMALL, temperature=0.6, per_dim_scale=1, qk_norm=1, diff=1, pos="rope",
+                attn_cap=4.0, logit_cap=8.0, norm_eps=0.1),
 }
 # eps is large so that an update is a smooth function of the gradient: with a tiny one, an element
 # whose gradient is rounding noise (the key biases') moves by lr in a random direction. Tiny eps is
@@ -77,6 +90,17 @@ def initial_weights(s, seed):
             normal(h + layer + ".weight", (fan_in, fan_out), gain / math.sqrt(fan_in))
             if biased:
                 normal(h + layer + ".bias", (fan_out,), 0.2)
+        scored = s["HD"] // 2 if s["diff"] else s["HD"]
+        if s["qk_norm"]:
+            normal(h + "attn.q_norm.weight", (scored,), 0.3, 1.0)
+            normal(h + "attn.k_norm.weight", (scored,), 0.3, 1.0)
+        if s["per_dim_scale"]:
+            normal(h + "attn.per_dim_scale", (scored,), 0.7)
+        if s["diff"]:
+            for vector in ("q1", "k1", "q2", "k2"):
+                normal(h + "attn.lambda_" + vector, (scored,), 0.4)
+            if not s["diff_plain"]:
+                normal(h + "attn.diff_norm.weight", (s["HD"],), 0.3, 1.0)
     normal("transformer.ln_f.weight", (C,), 0.2, 1.0)
     normal("transformer.ln_f.bias", (C,), 0.2)
     if s["bias_logits"]:
@@ -118,10 +142,10 @@ def rotate(x):
     return torch.cat([z.real, z.imag], dim=-1)
 
 
-def attention(q, k, v, limit, laser):
-    """(B, H, T, HD) each."""
-    T, HD = q.shape[-2:]
-    scores = cap(q @ k.transpose(-1, -2) / math.sqrt(HD), limit)
+def attention(q, k, v, temperature, limit, laser):
+    """q, k (B, H, T, channels of the scores), v (B, H, T, HD)."""
+    T, channels = q.shape[-2:]
+    scores = cap(q @ k.transpose(-1, -2) / (temperature * math.sqrt(channels)), limit)
     scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
     if not laser:
         return torch.softmax(scores, -1) @ v
@@ -132,6 +156,43 @@ def attention(q, k, v, limit, laser):
         paper = torch.log(torch.softmax(scores, -1) @ torch.exp(v - m)) + m
         assert (paper - out).abs().max() < 1e-11, "log-sum-exp and the paper's form differ"
     return out
+
+
+def prepare(s, w, h, q, k):
+    """Queries and keys (B, heads, T, channels) as the scores see them."""
+    if s["pos"] == "rope":
+        q, k = rotate(q), rotate(k)
+    if s["qk_norm"]:
+        q = layer_norm(q, w[h + "attn.q_norm.weight"], 0.0, s["norm_eps"])
+        k = layer_norm(k, w[h + "attn.k_norm.weight"], 0.0, s["norm_eps"])
+    if s["per_dim_scale"]:
+        q = q * 1.442695041 * torch.nn.functional.softplus(w[h + "attn.per_dim_scale"])
+    return q, k
+
+
+def combine(s, w, h, layer, first, second):
+    """Differential attention (arXiv 2410.05258), of two maps over the same values."""
+    start = 0.8 - 0.6 * math.exp(-0.3 * layer)
+    dots = [w[h + f"attn.lambda_q{i}"] @ w[h + f"attn.lambda_k{i}"] for i in (1, 2)]
+    y = first - (torch.exp(dots[0]) - torch.exp(dots[1]) + start) * second
+    if s["diff_plain"]:
+        return y
+    y = y / torch.sqrt((y**2).mean(-1, keepdim=True) + 1e-5)
+    return (1 - start) * y * w[h + "attn.diff_norm.weight"]
+
+
+def mix(s, w, layer, qkv, laser):
+    """What attention makes of qkv (B, T, 3, H, HD): (B, T, H * HD)."""
+    B, T, _, H, HD = qkv.shape
+    h = f"transformer.h.{layer}."
+    v = qkv[:, :, 2].transpose(1, 2)
+    maps = 2 if s["diff"] else 1
+    heads = (qkv[:, :, i].reshape(B, T, H * maps, HD // maps).transpose(1, 2) for i in (0, 1))
+    q, k = prepare(s, w, h, *heads)
+    out = [attention(q[:, i::maps], k[:, i::maps], v, s["temperature"], s["attn_cap"], laser)
+           for i in range(maps)]
+    out = combine(s, w, h, layer, *out) if s["diff"] else out[0]
+    return out.transpose(1, 2).reshape(B, T, H * HD)
 
 
 def forward(s, w, tokens, laser):
@@ -155,11 +216,7 @@ def forward(s, w, tokens, laser):
     for l in range(s["L"]):
         h = f"transformer.h.{l}."
         qkv = linear(norm(x, h + "ln_1"), h + "attn.c_attn").reshape(B, T, 3, H, HD)
-        q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))
-        if s["pos"] == "rope":
-            q, k = rotate(q), rotate(k)
-        out = attention(q, k, v, s["attn_cap"], laser).transpose(1, 2).reshape(B, T, H * HD)
-        x = x + linear(out, h + "attn.c_proj")
+        x = x + linear(mix(s, w, l, qkv, laser), h + "attn.c_proj")
         hidden = activation(linear(norm(x, h + "ln_2"), h + "mlp.c_fc"), s["act"])
         x = x + linear(hidden, h + "mlp.c_proj")
     logits = norm(x, "transformer.ln_f") @ w["transformer.wte.weight"].T
@@ -264,7 +321,7 @@ def serialize(tensors, metadata):
 
 
 def build(name, number):
-    s = SHAPES[name]
+    s = dict(UNMODIFIED, **SHAPES[name])
     init = initial_weights(s, seed=100 + number)
     rng = np.random.Generator(np.random.PCG64(200 + number))
     batches = rng.integers(0, s["V"], (STEPS, s["B"], s["T"] + 1), dtype=np.int64)
@@ -274,10 +331,12 @@ def build(name, number):
     integers = [s[k] for k in ("L", "C", "F", "H", "HD", "V", "T", "B")]
     integers += [STEPS, TRAIN["warmup"], TRAIN["schedule_steps"]]
     integers += [ACTS.index(s["act"]), POSITIONS.index(s["pos"])]
-    integers += [s[k] for k in ("bias_attn", "bias_mlp", "bias_logits", "embed_scale")]
+    integers += [s[k] for k in ("bias_attn", "bias_mlp", "bias_logits", "embed_scale",
+                                "per_dim_scale", "qk_norm", "diff", "diff_plain")]
     reals = [s[k] for k in ("norm_eps", "attn_cap", "logit_cap")]
     reals += [TRAIN[k] for k in ("lr", "min_lr_ratio", "beta1", "beta2", "eps", "weight_decay",
                                  "grad_clip")]
+    reals += [s["temperature"]]
     out = {"config.integers": np.array(integers, np.int64),
            "config.reals": np.array(reals, np.float32), "tokens": batches}
     for key, value in init.items():

@@ -11,9 +11,21 @@
 
 ModelConfig rig_small_config(void) {
     ModelConfig c = {.L = 2, .C = 48, .F = 80, .H = 3, .HD = 20, .V = 61, .Vp = 128, .T = 16};
+    c.temperature = 1;
     c.act = ACT_GELU, c.pos = POS_SINUSOID, c.init = INIT_GPT2;
     c.bias_mlp = c.bias_logits = c.embed_scale = true;
     c.norm_eps = 1e-6f, c.attn_cap = 20, c.logit_cap = 30;
+    return c;
+}
+
+ModelConfig rig_variant(int which) {
+    ModelConfig c = rig_small_config();
+    c.qk_norm = which == 1 || which == 3;
+    c.per_dim_scale = which == 1 || which == 3;
+    c.diff = which >= 2;
+    c.diff_plain = which == 4;
+    if (which >= 3) c.temperature = 0.7f;
+    if (which == 3) c.pos = POS_ROPE;
     return c;
 }
 
@@ -64,7 +76,9 @@ float *rig_logits(Rig *r, int rows) {
 
 double rig_error(const ModelConfig *c, bool backward) {
     const int sums[] = {c->C, c->F, c->H * c->HD, c->T, backward ? c->V : 1};
-    const int operations = (10 * c->L + 3) * (backward ? 2 : 1);
+    /* QK-norm and per-dimension scale; a second map, and what is made of the two */
+    const int modifiers = (c->qk_norm || c->per_dim_scale) + (c->diff ? 2 : 0);
+    const int operations = ((10 + modifiers) * c->L + 3) * (backward ? 2 : 1);
     int longest = 1;
     for (size_t i = 0; i < sizeof sums / sizeof *sums; i++)
         longest = sums[i] > longest ? sums[i] : longest;
@@ -125,13 +139,15 @@ static void read_config(Fixture *f) {
     size_t count;
     int64_t *n = read_integers(f, "config.integers");
     float *x = fixture_read(f, "config.reals", &count);
-    REQUIRE(count == 10, "%zu reals", count);
+    REQUIRE(count == 11, "%zu reals", count);
     ModelConfig c = {.L = (int)n[0], .C = (int)n[1], .F = (int)n[2], .H = (int)n[3]};
     c.HD = (int)n[4], c.V = (int)n[5], c.T = (int)n[6];
     c.Vp = (c.V + 127) / 128 * 128;
     c.act = (Act)n[11], c.pos = (Positions)n[12];
     c.bias_attn = n[13] != 0, c.bias_mlp = n[14] != 0, c.bias_logits = n[15] != 0;
     c.embed_scale = n[16] != 0;
+    c.per_dim_scale = n[17] != 0, c.qk_norm = n[18] != 0;
+    c.diff = n[19] != 0, c.diff_plain = n[20] != 0;
     c.norm_eps = x[0], c.attn_cap = x[1], c.logit_cap = x[2];
     f->config = c;
     f->B = (int)n[7], f->steps = (int)n[8];
@@ -140,6 +156,7 @@ static void read_config(Fixture *f) {
     f->schedule.warmup = n[9], f->schedule.steps = n[10];
     f->adam = (AdamArgs){.beta1 = x[5], .beta2 = x[6], .eps = x[7], .weight_decay = x[8]};
     f->adam.grad_clip = x[9];
+    f->config.temperature = x[10];
     free(n), free(x);
 }
 

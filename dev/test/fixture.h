@@ -16,6 +16,10 @@ typedef struct Rig {
 } Rig;
 
 ModelConfig rig_small_config(void); /* every option in use; no size divides another */
+/* The same with modifiers of attention: none, QK-norm and per-dimension scale, differential
+ * attention, all of them with rotary positions, the plain form with a temperature. */
+enum { RIG_VARIANTS = 5 };
+ModelConfig rig_variant(int which);
 void rig_open(Rig *r, const ModelConfig *c, int B, int threads);
 void rig_close(Rig *r);
 /* Forward and backward of the mean loss of (B, T) tokens, in micro-batches of `micro` sequences;
@@ -27,12 +31,11 @@ float *rig_floats(Rig *r, const float *p, size_t n); /* copy of backend memory, 
 float *rig_logits(Rig *r, int rows);
 
 /* The error that a pass may have, as rig_difference measures it. The forward pass is a chain of
- * 10 operations a layer and 3 around them; norms hold the scale. The backward pass is a chain as
- * long again, on top of the forward's error.
- * Float: errors add, and each operation brings at most gamma(longest sum).
- * Narrow: each operation rounds its result, by at most act_u, in root mean square by 0.4 of it.
- * These errors are independent, so that their squares add; 2, not 0.4, since an operation may pass
- * an error on larger than it was. */
+ * 10 operations a layer, more with modifiers of attention, and 3 around them; norms hold the scale.
+ * The backward pass is a chain as long again, on top of the forward's error. Float: errors add, and
+ * each operation brings at most gamma(longest sum). Narrow: each operation rounds its result, by at
+ * most act_u, in root mean square by 0.4 of it. These errors are independent, so that their squares
+ * add; 2, not 0.4, since an operation may pass an error on larger than it was. */
 double rig_error(const ModelConfig *c, bool backward);
 /* Float: the largest difference, as a fraction of the largest value, so that no single element may
  * be wrong. Narrow, where the errors of single elements scatter: root mean square over root mean

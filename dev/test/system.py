@@ -24,6 +24,7 @@ import system_equal  # noqa: F401
 import system_refuse  # noqa: F401
 import system_input  # noqa: F401
 import system_runs  # noqa: F401
+import system_modifiers  # noqa: F401
 from system_kit import Context, Failure, Skip
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

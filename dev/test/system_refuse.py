@@ -54,6 +54,9 @@ BAD_WORDS = [
     (["--"], "unexpected argument '--'"),
     (["-lr", "3"], "unexpected argument '-lr'"),
     (["--pos", "rope", "--head-dim", "7"], "--pos rope needs an even --head-dim, not 7"),
+    (["--diff", "--head-dim", "7"], "--diff cuts heads in two: it needs an even --head-dim, not 7"),
+    (["--diff-plain", "--pos", "rope", "--head-dim", "6"], "a --head-dim that is a multiple of 4"),
+    (["--temperature", "0"], "--temperature: 0 is outside"),
     (["--warmup", "30"], "--warmup 30 is longer than --steps 24"),
     (["--total-batch", "100"], "--total-batch 100 is not a multiple of --seq-len 16"),
     (
@@ -225,6 +228,11 @@ FIXED = dict(
     embed_scale=False,
     attn_cap=20,
     logit_cap=20,
+    temperature=2,
+    per_dim_scale=True,
+    qk_norm=True,
+    diff=True,
+    diff_plain=True,
 )
 NOTED = dict(
     lr=1e-3,

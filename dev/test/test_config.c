@@ -59,6 +59,9 @@ static void bad_command_lines(Test *t) {
         {"--train x --total-batch 100 --seq-len 64", "not a multiple of --seq-len 64"},
         {"--train x --steps 5 --warmup 6", "--warmup 6 is longer than --steps 5"},
         {"--train x --pos rope --head-dim 3", "needs an even --head-dim"},
+        {"--train x --diff --head-dim 3", "--diff cuts heads in two"},
+        {"--train x --diff --pos rope --head-dim 6", "a multiple of 4, not 6"},
+        {"--train x --temperature 0", "--temperature: 0 is outside"},
         {"--train x --resume nowhere", "neither 'auto', 'never' nor a checkpoint"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -262,9 +265,39 @@ static void crc_vectors(Test *t) {
     CHECK_INT(t, crc32c(crc32c(0, block, 13), block + 13, 19), 0x46dd794eu);
 }
 
-static void plan_equals_memory(Test *t) {
+/* What each modifier adds to a model of 301M's shape, whose heads are 8 x 128; FLOPs of the scores
+ * and of the values are as many, and two maps weigh the values twice. */
+static void modifiers_count(Test *t) {
+    static const struct {
+        const char *words;
+        int64_t layer; /* parameters */
+        double attention;
+    } want[] = {
+        {"--temperature 2", 0, 1},
+        {"--per-dim-scale", 128, 1},
+        {"--qk-norm", 2 * 128, 1},
+        {"--diff", 4 * 64 + 128, 1.5},
+        {"--diff-plain", 4 * 64, 1.5},
+        {"--diff --qk-norm --per-dim-scale", 4 * 64 + 128 + 3 * 64, 1.5},
+    };
     Parsed pc;
-    const Config *c = parsed(&pc, "--plan --model tiny --vocab 300 --batch 3");
+    const ModelConfig plain = config_model(parsed(&pc, "--plan --model 301M"), 0);
+    const double matrices = 6.0 * (double)model_parameters_bare(&plain);
+    const double attention = model_flops_per_token(&plain, plain.T) - matrices;
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        char words[96];
+        format(words, sizeof words, "--plan --model 301M %s", want[i].words);
+        const ModelConfig m = config_model(parsed(&pc, words), 0);
+        CHECK_INT(t, model_parameters(&m), model_parameters(&plain) + m.L * want[i].layer);
+        CHECK_INT(t, model_parameters_bare(&m), model_parameters_bare(&plain));
+        CHECK_NEAR(t, model_flops_per_token(&m, m.T), matrices + want[i].attention * attention, 1);
+        CHECK_INT(t, m.diff, want[i].attention > 1);
+    }
+}
+
+static void check_plan(Test *t, const char *words) {
+    Parsed pc;
+    const Config *c = parsed(&pc, words);
     ModelConfig m = config_model(c, 0);
     MemoryPlan plan;
     Model model;
@@ -283,6 +316,11 @@ static void plan_equals_memory(Test *t) {
     backend_close(be);
 }
 
+static void plan_equals_memory(Test *t) {
+    check_plan(t, "--plan --model tiny --vocab 300 --batch 3");
+    check_plan(t, "--plan --model tiny --vocab 300 --batch 3 --diff --qk-norm --recompute light");
+}
+
 const TestCase *test_config(int *count) {
     static const TestCase cases[] = {
         {"config: every malformed command line is named, exit 2", bad_command_lines},
@@ -292,6 +330,7 @@ const TestCase *test_config(int *count) {
         {"config: the backend gets its options, and a file in the cache directory",
             backend_options},
         {"model: FLOPs agree with a count product by product", flops_by_hand},
+        {"model: what each modifier of attention adds to parameters and FLOPs", modifiers_count},
         {"model: the plan is what is allocated", plan_equals_memory},
         {"schedule: cosine, linear, constant, wsd and warm-up at their corners", schedules},
         {"rng: Philox-4x32-10 gives the published numbers", philox_vectors},

@@ -18,8 +18,13 @@ static int32_t *random_tokens(size_t n, int V, uint64_t seed) {
     return x;
 }
 
-static void learns(Test *t) {
-    const ModelConfig c = rig_small_config();
+/* Emulated, they take their time: without modifiers and with all. */
+static bool variant_applies(int which) {
+    return !bench_emulated() || which == 0 || which == 3;
+}
+
+static void check_learns(Test *t, const ModelConfig *model) {
+    const ModelConfig c = *model;
     enum { STEPS = 300 };
     const int B = bench_emulated() ? 2 : 4;
     const size_t BT = (size_t)(B * c.T);
@@ -47,8 +52,14 @@ static void learns(Test *t) {
     rig_close(&r);
 }
 
-static void micro_batches(Test *t) {
-    const ModelConfig c = rig_small_config();
+static void learns(Test *t) {
+    const ModelConfig plain = rig_small_config(), modified = rig_variant(3);
+    check_learns(t, &plain);
+    check_learns(t, &modified);
+}
+
+static void check_micro_batches(Test *t, const ModelConfig *model) {
+    const ModelConfig c = *model;
     enum { B = 4 };
     const size_t BT = (size_t)(B * c.T);
     int32_t *tokens = random_tokens(BT, c.V, 1), *targets = random_tokens(BT, c.V, 2);
@@ -76,6 +87,13 @@ static void micro_batches(Test *t) {
         rig_difference(got, want, n));
     free(got), free(want), free(tokens), free(targets);
     rig_close(&r);
+}
+
+static void micro_batches(Test *t) {
+    for (int i = 0; i < RIG_VARIANTS; i++) {
+        const ModelConfig c = rig_variant(i);
+        if (variant_applies(i)) check_micro_batches(t, &c);
+    }
 }
 
 /* One step: its loss and gradients. */
@@ -111,36 +129,48 @@ static void check_same_step(
     free(got.grads);
 }
 
+static void check_recomputation(Test *t, const ModelConfig *model) {
+    ModelConfig c = *model;
+    c.L = 3;
+    const Step want = step_new(&c, 1);
+    c.recompute = RECOMPUTE_LIGHT;
+    check_same_step(t, &want, &c, 1, "light");
+    c.recompute = RECOMPUTE_BLOCK;
+    check_same_step(t, &want, &c, 1, "block");
+    free(want.grads);
+}
+
 static void recomputation(Test *t) {
+    for (int i = 1; i < RIG_VARIANTS; i++) {
+        const ModelConfig c = rig_variant(i);
+        if (variant_applies(i)) check_recomputation(t, &c);
+    }
     for (int act = ACT_NONE; act <= ACT_GELU; act++) {
         for (int pos = POS_SINUSOID; pos <= POS_NONE; pos++) {
             if (bench_emulated() && pos != POS_SINUSOID && pos != POS_ROPE) continue;
             ModelConfig c = rig_small_config();
-            c.L = 3;
             c.act = (Act)act, c.pos = (Positions)pos;
-            const Step want = step_new(&c, 1);
-            c.recompute = RECOMPUTE_LIGHT;
-            check_same_step(t, &want, &c, 1, "light");
-            c.recompute = RECOMPUTE_BLOCK;
-            check_same_step(t, &want, &c, 1, "block");
-            free(want.grads);
+            check_recomputation(t, &c);
         }
     }
 }
 
 static void threads_do_not_matter(Test *t) {
     if (bench_threads_cut_sums()) SKIP(t, BENCH_THREADS_CUT_SUMS);
-    ModelConfig c = rig_small_config();
-    c.C = 160, c.F = 400, c.V = 500, c.Vp = 512, c.T = 70;
-    const Step want = step_new(&c, 1);
-    check_same_step(t, &want, &c, 2, "1 and 2 threads");
-    free(want.grads);
+    for (int i = 0; i < RIG_VARIANTS; i++) {
+        ModelConfig c = rig_variant(i);
+        if (!variant_applies(i)) continue;
+        c.C = 160, c.F = 400, c.V = 500, c.Vp = 512, c.T = 70;
+        const Step want = step_new(&c, 1);
+        check_same_step(t, &want, &c, 2, "1 and 2 threads");
+        free(want.grads);
+    }
 }
 
 /* LASER with narrow activations takes its reference from the whole sequence: what comes later may
  * change how earlier rows are rounded, and no more. All else keeps every bit. */
-static void causality(Test *t) {
-    ModelConfig c = rig_small_config();
+static void check_causality(Test *t, const ModelConfig *model) {
+    ModelConfig c = *model;
     c.T = 133;
     const double tol = rig_error(&c, false);
     const bool by_rounding = ACT_U > 0 && strcmp(backend_attention(), "laser") == 0;
@@ -174,8 +204,15 @@ static void causality(Test *t) {
     rig_close(&r);
 }
 
+static void causality(Test *t) {
+    for (int i = 0; i < RIG_VARIANTS; i++) {
+        const ModelConfig c = rig_variant(i);
+        if (variant_applies(i)) check_causality(t, &c);
+    }
+}
+
 static void second_step_allocates_nothing(Test *t) {
-    const ModelConfig c = rig_small_config();
+    const ModelConfig c = rig_variant(3);
     int32_t *tokens = random_tokens((size_t)(2 * c.T), c.V, 1);
     AdamArgs a = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .grad_clip = 1};
     Rig r;
@@ -249,7 +286,7 @@ static bool gives_up(Rig *r, const int32_t *tokens, int i) {
  * relu hides it, so that training does not go on. */
 static void nan_weights(Test *t) {
     for (int act = ACT_RELU; act <= ACT_GELU; act++) {
-        ModelConfig c = rig_small_config();
+        ModelConfig c = act == ACT_RELU ? rig_small_config() : rig_variant(3);
         c.act = (Act)act, c.bias_attn = true;
         if (bench_emulated()) c.L = 1, c.T = 5;
         int32_t *tokens = random_tokens((size_t)c.T, c.V, 1);
@@ -266,6 +303,93 @@ static void nan_weights(Test *t) {
     }
 }
 
+/* ---- modifiers that change nothing ----------------------------------------------------------- */
+
+/* Logits of weights from one seed, in which `set`, or none, may change some. */
+static float *logits_of(const ModelConfig *c, void (*set)(Rig *r)) {
+    int32_t *tokens = random_tokens((size_t)c->T, c->V, 1);
+    Rig r;
+    rig_open(&r, c, 1, 1);
+    model_init(&r.m, 3);
+    if (set) set(&r);
+    model_sync_params(&r.m);
+    model_forward(&r.m, tokens, 1, c->T);
+    float *logits = rig_logits(&r, c->T);
+    rig_close(&r);
+    free(tokens);
+    return logits;
+}
+
+static void check_same_logits(
+    Test *t, const ModelConfig *c, const float *got, const float *want, const char *what) {
+    const size_t n = (size_t)(c->T * c->V);
+    const double off = rig_difference(got, want, n), tol = rig_error(c, false);
+    CHECK(t, off <= tol, "%s: logits differ by %.3g, %.3g allowed", what, off, tol);
+}
+
+static void write_vector(Rig *r, ParamId id, int layer, float first) {
+    float *x = param_float(&r->m.table, r->m.master, id, layer);
+    const size_t n = (size_t)r->m.config.HD / 2;
+    float *host = xcalloc(n, sizeof *host);
+    host[0] = first;
+    backend_upload(r->be, x, host, n * sizeof *host);
+    free(host);
+}
+
+/* lambda = exp(0) - exp(x * x) + lambda_init */
+static void set_lambda_to_zero(Rig *r) {
+    for (int l = 0; l < r->m.config.L; l++) {
+        const double lambda_init = 0.8 - 0.6 * exp(-0.3 * l);
+        const float x = (float)sqrt(log(1 + lambda_init));
+        write_vector(r, P_lq1, l, 0);
+        write_vector(r, P_lk1, l, 0);
+        write_vector(r, P_lq2, l, x);
+        write_vector(r, P_lk2, l, x);
+    }
+}
+
+/* The second half of each query is 0. */
+static void set_second_half_to_zero(Rig *r) {
+    const ModelConfig *c = &r->m.config;
+    const size_t half = (size_t)c->HD / 2, n = half * (size_t)c->C;
+    float *zero = xcalloc(n, sizeof *zero);
+    for (int l = 0; l < c->L; l++) {
+        float *w = param_float(&r->m.table, r->m.master, P_qkvw, l);
+        for (size_t h = 0; h < (size_t)c->H; h++)
+            backend_upload(r->be, w + (2 * h + 1) * n, zero, n * sizeof *zero);
+    }
+    free(zero);
+}
+
+/* In float the factor of p = 0 is 1 to the bit, where it is computed in double. */
+static void per_dim_scale_starts_neutral(Test *t) {
+    const ModelConfig plain = rig_small_config();
+    ModelConfig c = plain;
+    c.per_dim_scale = true;
+    float *want = logits_of(&plain, NULL), *got = logits_of(&c, NULL);
+    check_same_logits(t, &c, got, want, "per-dimension scale");
+    if (strcmp(backend_name(), "cpu") == 0)
+        CHECK(t, memcmp(got, want, (size_t)(c.T * c.V) * sizeof *got) == 0, "%s", "bits differ");
+    c.temperature = 1.3f; /* planted */
+    float *other = logits_of(&c, NULL);
+    CHECK(t, rig_difference(other, want, (size_t)(c.T * c.V)) > 0, "%s", "temperature: no effect");
+    free(want), free(got), free(other);
+}
+
+/* The plain form, lambda 0: attention of the first halves alone, whose scores are divided by
+ * sqrt(HD/2): as with all channels at a temperature of sqrt(1/2), where the others are 0. */
+static void diff_without_second_map(Test *t) {
+    ModelConfig c = rig_small_config(), first = c;
+    c.diff = c.diff_plain = true;
+    first.temperature = (float)sqrt(0.5);
+    float *want = logits_of(&first, set_second_half_to_zero);
+    float *got = logits_of(&c, set_lambda_to_zero), *planted = logits_of(&c, NULL);
+    check_same_logits(t, &c, got, want, "first map alone");
+    CHECK(t, rig_difference(planted, want, (size_t)(c.T * c.V)) > rig_error(&c, false), "%s",
+        "lambda's start passes as 0");
+    free(want), free(got), free(planted);
+}
+
 const TestCase *test_model(int *count) {
     static const TestCase cases[] = {
         {"model: a batch is learned by heart, the vocabulary's padding stays 0", learns},
@@ -277,6 +401,10 @@ const TestCase *test_model(int *count) {
         {"model: the second step allocates nothing", second_step_allocates_nothing},
         {"model: a step with a gradient that is not finite changes nothing", nan_step},
         {"model: a NaN in any weight is noticed", nan_weights},
+        {"model: the per-dimension scale starts as if it were not there",
+            per_dim_scale_starts_neutral},
+        {"model: two maps with lambda 0 are attention of the first halves",
+            diff_without_second_map},
     };
     return TEST_TABLE(cases, count);
 }

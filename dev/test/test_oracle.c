@@ -383,9 +383,11 @@ static void laser_identities(Test *t) {
     attention_close(&p);
 }
 
-static void laser_small_values(Test *t) {
-    /* log sum p exp(v) = sum p v + variance / 2 + ...: for small v it is standard attention */
-    RefAttention a = {.B = 1, .T = 9, .H = 1, .HD = 4, .DK = 4, .scale = 0.5, .laser = true};
+/* log sum p exp(v) = sum p v + variance / 2 + ...: for small v it is standard attention, and so is
+ * each map of differential attention. */
+static void laser_small_values_of(Test *t, int DK, int k0) {
+    RefAttention a = {.B = 1, .T = 9, .H = 1, .HD = 4, .DK = DK, .k0 = k0, .scale = 0.5};
+    a.laser = true;
     AttentionProblem p = attention_open(&a, 31, 1e-4);
     double *laser = doubles(p.n);
     ref_attention_fwd(laser, NULL, p.qkv, &a);
@@ -394,6 +396,12 @@ static void laser_small_values(Test *t) {
     for (size_t i = 0; i < p.n; i++) CHECK_NEAR(t, laser[i], p.out[i], 1e-7);
     free(laser);
     attention_close(&p);
+}
+
+static void laser_small_values(Test *t) {
+    laser_small_values_of(t, 4, 0);
+    laser_small_values_of(t, 2, 0);
+    laser_small_values_of(t, 2, 2);
 }
 
 static void laser_underflow(Test *t) {

@@ -10,7 +10,8 @@
 
 #define COUNT(table) ((int)(sizeof(table) / sizeof *(table)))
 
-static const char *const fixtures[] = {"gpt2", "paper", "rope"};
+static const char *const fixtures[] = {
+    "gpt2", "paper", "rope", "scale", "qknorm", "diff", "plain", "all"};
 
 static double fixture_logits_error(const Fixture *f, const ModelConfig *c) {
     Rig r;
@@ -26,7 +27,7 @@ static double fixture_logits_error(const Fixture *f, const ModelConfig *c) {
 }
 
 /* Planted: each changes the model, more where narrow activations hide what is little. */
-enum { WRONG_MODELS = 6 };
+enum { WRONG_MODELS = 10 };
 static ModelConfig wrong_model(const ModelConfig *right, int which) {
     const bool narrow = ACT_U > 0;
     ModelConfig c = *right;
@@ -49,8 +50,28 @@ static ModelConfig wrong_model(const ModelConfig *right, int which) {
     case 5:
         c.pos = c.pos == POS_SINUSOID ? POS_NONE : POS_SINUSOID;
         break;
+    case 6:
+        c.temperature *= narrow ? 3 : 1.01f;
+        break;
+    case 7:
+        c.qk_norm = false;
+        break;
+    case 8:
+        c.per_dim_scale = false;
+        break;
+    case 9: /* one step down */
+        c.diff = c.diff && !c.diff_plain, c.diff_plain = c.diff;
+        break;
     }
     return c;
+}
+
+/* A learned table would be missing; what is off cannot be left out. */
+static bool may_be_wrong(const ModelConfig *c, int which) {
+    if (which == 5) return c->pos != POS_LEARNED;
+    if (which == 7) return c->qk_norm;
+    if (which == 8) return c->per_dim_scale;
+    return which != 9 || c->diff;
 }
 
 static void logits_equal(Test *t) {
@@ -61,7 +82,7 @@ static void logits_equal(Test *t) {
         const double error = fixture_logits_error(&f, &f.config);
         CHECK(t, error <= tol, "%s: logits are off by %.3g, %.3g allowed", fixtures[i], error, tol);
         for (int k = 0; k < WRONG_MODELS; k++) {
-            if (k == 5 && f.config.pos == POS_LEARNED) continue; /* its table would be missing */
+            if (!may_be_wrong(&f.config, k)) continue;
             const ModelConfig wrong = wrong_model(&f.config, k);
             const double wrong_error = fixture_logits_error(&f, &wrong);
             CHECK(t, wrong_error > tol, "%s: planted error %d passes with %.3g", fixtures[i], k,

@@ -93,7 +93,8 @@ enum { AUTO = -1 };
         "activations computed again in the backward pass: norms and MLP activation | whole "       \
         "blocks")                                                                                  \
     GROUP("Optimizer")                                                                             \
-    ENUM(optimizer, "optimizer", "adamw", "adamw", FIXED, "update rule")                           \
+    ENUM(optimizer, "optimizer", "adamw", "adamw|lamb", FIXED,                                     \
+        "lamb: AdamW whose update of each tensor of a layer is scaled to the tensor's norm")       \
     REAL(lr, "lr", 1e-3, 0, 1e3, NOTED, "peak learning rate")                                      \
     ENUM(schedule, "schedule", "cosine", "cosine|linear|constant|wsd", NOTED,                      \
         "after the warm-up (wsd: constant, then linear to the end)")                               \

@@ -1,4 +1,4 @@
-/* optim.c: the optimizer's state and one update of all parameters. */
+/* optim.c: the optimizer's state and one update of all parameters, by AdamW or LAMB. */
 #include "laser/optim.h"
 
 #include <stdlib.h>
@@ -12,7 +12,8 @@ AdamArgs optim_args(const Config *c) {
         .eps = (float)c->eps,
         .weight_decay = (float)c->weight_decay,
         .grad_clip = (float)c->grad_clip,
-        .update_clip = (float)c->update_clip};
+        .update_clip = (float)c->update_clip,
+        .lamb = c->optimizer == OPTIMIZER_LAMB};
     return a;
 }
 
@@ -40,7 +41,8 @@ void optim_open(Optim *o, const Model *m, bool decay_all) {
     for (int i = 0; i < t->count; i++) {
         const ParamInfo *p = &t->rows[i];
         bool decay = decay_all || p->kind == KIND_MATRIX;
-        OptRange r = {p->offset, p->count, decay ? 1.0f : 0.0f, p->center};
+        /* without padding, which would count in a mean; it stays 0, having no gradient */
+        OptRange r = {p->offset, p->logical, decay ? 1.0f : 0.0f, p->center};
         host[i] = r;
     }
     backend_upload(m->be, o->ranges, host, bytes);

@@ -1,4 +1,4 @@
-/* optim.h: the optimizer's state and one update of all parameters. */
+/* optim.h: the optimizer's state and one update of all parameters, by AdamW or LAMB. */
 #ifndef LASER_OPTIM_H
 #define LASER_OPTIM_H
 
@@ -8,6 +8,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+typedef enum Optimizer { OPTIMIZER_ADAMW, OPTIMIZER_LAMB } Optimizer; /* as --optimizer */
 
 typedef struct Optim {
     float *m, *v;     /* (elements of the parameter arena); these and all below: backend memory */

@@ -229,7 +229,8 @@ static int list_ops(const Bench *b, Op *ops) {
     const double norms = 2 * L * (light ? 2 : again) + 1;
     const double n = (double)b->model.table.elements, share = whole_elements(b) / n;
     const double cores = 2.0 * b->B * (double)b->T * b->T * A; /* two products, half of them */
-    const double adam_bytes = sizeof(act_t) == sizeof(float) ? 28 : 28 + a;
+    const double adam_again = b->adam.lamb ? 12 : b->adam.update_clip > 0 ? 8 : 0; /* for norms */
+    const double adam_bytes = adam_again + (sizeof(act_t) == sizeof(float) ? 28 : 28 + a);
     const Op all[] = {{"send tokens", send, 2, 0, 4 * N},
         {"embedding fwd", embed_fwd, 1, 0, 2 * NC + 4 * N + (pos ? TC : 0)},
         {"residual + norm fwd", norm_fwd, norms, 0, 4 * NC + 8 * N},
@@ -251,7 +252,7 @@ static int list_ops(const Bench *b, Op *ops) {
         {"qkv bwd", qkv_bwd, L, 12 * N * C * A, 0},
         {"embedding bwd", embed_bwd, 1, 0, NC + 4 * N + 8 * C * rows_touched(b) + dTC},
         {"gradient norm", grad_norm, share, 0, 4 * n}, {"step decision", decide, 1, 0, 0},
-        {"AdamW", adamw, share, 0, adam_bytes * n}};
+        {b->adam.lamb ? "LAMB" : "AdamW", adamw, share, 0, adam_bytes * n}};
     int count = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].run) ops[count++] = all[i];

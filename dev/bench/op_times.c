@@ -197,7 +197,8 @@ TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const int *BTHD), (be, qkv, 
 TIMED(op_grad_norm, (Backend * be, StepState *s, const float *grads, size_t n), (be, s, grads, n),
     GRAD_NORM, FWD, 0, (double)(n * sizeof *grads))
 TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s),
-    (be, x, a, s), ADAMW, FWD, 0, 7.0 * sizeof(float) * (double)times.model->table.elements)
+    (be, x, a, s), ADAMW, FWD, 0,
+    (a->lamb ? 40.0 : a->update_clip > 0 ? 36.0 : 28.0) * (double)x->elements)
 TIMED(backend_zero, (Backend * be, void *p, size_t bytes), (be, p, bytes), OTHER, FWD, 0,
     (double)bytes)
 

@@ -231,16 +231,21 @@ typedef struct AdamCase {
     double lr, beta1, beta2, eps, weight_decay, grad_clip, update_clip;
     double grad_std;
     int updates; /* before this one */
+    bool lamb;
 } AdamCase;
 
 static const AdamCase adam_cases[] = {
-    {"first step", 1e-3, 0.9, 0.99, 1e-8, 0.1, 0, 0, 0.1, 0},
-    {"second step, clipped", 1e-3, 0.9, 0.99, 1e-8, 0.1, 1, 0, 0.1, 1},
-    {"late, beta2 0.999, no decay", 3e-4, 0.9, 0.999, 1e-8, 0, 1, 0, 0.001, 5000},
-    {"beta1 0: no first moment", 1e-2, 0, 0.95, 1e-6, 0.01, 0, 0, 1, 3},
-    {"update clipping", 1e-2, 0.9, 0.99, 1e-8, 0.1, 0, 0.05, 0.1, 2},
-    {"gradients as small as eps", 1e-3, 0.9, 0.99, 1e-8, 0, 0, 0, 1e-8, 0},
-    {"eps 1e-24", 1e-3, 0.9, 0.99, 1e-24, 0.1, 5, 1, 1e-6, 7},
+    {"first step", 1e-3, 0.9, 0.99, 1e-8, 0.1, 0, 0, 0.1, 0, false},
+    {"second step, clipped", 1e-3, 0.9, 0.99, 1e-8, 0.1, 1, 0, 0.1, 1, false},
+    {"late, beta2 0.999, no decay", 3e-4, 0.9, 0.999, 1e-8, 0, 1, 0, 0.001, 5000, false},
+    {"beta1 0: no first moment", 1e-2, 0, 0.95, 1e-6, 0.01, 0, 0, 1, 3, false},
+    {"update clipping", 1e-2, 0.9, 0.99, 1e-8, 0.1, 0, 0.05, 0.1, 2, false},
+    {"gradients as small as eps", 1e-3, 0.9, 0.99, 1e-8, 0, 0, 0, 1e-8, 0, false},
+    {"eps 1e-24", 1e-3, 0.9, 0.99, 1e-24, 0.1, 5, 1, 1e-6, 7, false},
+    {"LAMB, first step", 1e-2, 0.9, 0.999, 1e-6, 0, 0, 0, 0.1, 0, true},
+    {"LAMB, decay, clipped", 1e-2, 0.9, 0.999, 1e-6, 0.1, 1, 0, 0.1, 3, true},
+    {"LAMB, gradients as small as eps", 1e-2, 0.9, 0.999, 1e-6, 0, 0, 0, 1e-6, 0, true},
+    {"LAMB, eps 1e-24, update clipping", 1e-2, 0.9, 0.99, 1e-24, 0.3, 5, 0.05, 1e-6, 7, true},
 };
 
 #endif

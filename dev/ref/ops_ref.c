@@ -1,6 +1,6 @@
-/* ops_ref.c: the oracle's embedding, LayerNorm, linear layer, rotary positions, classifier and
- * AdamW. Naive loops in double, in the order of the formulas. Attention: attention_ref.c. Knows no
- * backend. */
+/* ops_ref.c: the oracle's embedding, LayerNorm, linear layer, rotary positions, classifier,
+ * AdamW and LAMB. Naive loops in double, in the order of the formulas. Attention: attention_ref.c.
+ * Knows no backend. */
 #include "dev/ref/ops_ref.h"
 
 #include <math.h>
@@ -261,42 +261,95 @@ void ref_classifier_bound(const RefClassifierTol *tol, double grad_scale, const 
 
 /* ---- optimizer ------------------------------------------------------------------------------- */
 
-static double adam_update(double m, double v, const RefAdam *a) {
-    double mhat = m / (1 - pow(a->beta1, (double)a->t));
-    double vhat = v / (1 - pow(a->beta2, (double)a->t));
-    return v == 0 ? 0 : mhat / (sqrt(vhat) + a->eps);
+/* What bias correction divides moments by. */
+typedef struct AdamBias {
+    double m, v;
+} AdamBias;
+
+static double adam_update(double m, double v, AdamBias by, double eps) {
+    return v == 0 ? 0 : m / by.m / (sqrt(v / by.v) + eps);
 }
 
-/* fp32: the moments are sums of two products, off by 4u times their absolute values. The update
- * inherits the error of m over sqrt(v) and adds 32u: two bias corrections, root, quotient, clip
- * factor, products. */
+static double norm(const double *x, size_t n) {
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) squares += x[i] * x[i];
+    return sqrt(squares);
+}
+
+/* A vector and how far each element may be off. */
+typedef struct Uncertain {
+    double *x, *error; /* (n) */
+} Uncertain;
+
+/* How far the norm of x may be off, as a fraction of it. */
+static double norm_error(Uncertain x, size_t n) {
+    const double length = norm(x.x, n);
+    return length > 0 ? norm(x.error, n) / length : 0;
+}
+
+/* fp32: the moments are sums of two products, off by 4u times their absolute values; v, of squares,
+ * by 8u. An update inherits the error of m over sqrt(v) and half the relative error of v, and adds
+ * 28u: two bias corrections, root, quotient, clip factor, products. */
+static void adam_direction(
+    Uncertain u, Uncertain m, Uncertain v, const double *grads, size_t n, const RefAdam *a) {
+    const double t = (double)a->t, length = sqrt(a->grad_sumsq) + 1e-6; /* as PyTorch clips */
+    const AdamBias bias = {1 - pow(a->beta1, t), 1 - pow(a->beta2, t)};
+    double clip = 1;
+    if (a->grad_clip > 0 && length > a->grad_clip) clip = a->grad_clip / length;
+    for (size_t i = 0; i < n; i++) {
+        const double g = grads[i] * clip;
+        m.error[i] = a->beta1 * m.error[i] +
+                     4 * REF_U * (fabs(a->beta1 * m.x[i]) + fabs((1 - a->beta1) * g));
+        m.x[i] = a->beta1 * m.x[i] + (1 - a->beta1) * g;
+        v.x[i] = a->beta2 * v.x[i] + (1 - a->beta2) * g * g;
+        v.error[i] = a->beta2 * v.error[i] + 8 * REF_U * v.x[i];
+        u.x[i] = adam_update(m.x[i], v.x[i], bias, a->eps);
+        u.error[i] = adam_update(m.error[i], v.x[i], bias, a->eps) + 28 * REF_U * fabs(u.x[i]);
+        if (v.x[i] > 0) u.error[i] += fabs(u.x[i]) * v.error[i] / (2 * v.x[i]);
+    }
+}
+
+/* A norm may be off by the norm of the errors; the ratio of two by the sum of their relative errors
+ * and 4u for itself. */
+static void adam_scale(Uncertain u, Uncertain master, size_t n, const RefAdam *a) {
+    const double rms = norm(u.x, n) / sqrt((double)n), rate = a->weight_decay * a->decay;
+    double shrink = 1, shrink_error = 0, trust = 1, trust_error = 0;
+    if (a->update_clip > 0) {
+        const double error = norm_error(u, n) + 4 * REF_U;
+        shrink = fmin(1, a->update_clip / rms);
+        if (rms * (1 + error) > a->update_clip) shrink_error = error;
+    }
+    if (a->shrink > 0) shrink = a->shrink;
+    Uncertain q = {doubles(n), doubles(n)}; /* what decays */
+    for (size_t i = 0; i < n; i++) {
+        q.x[i] = master.x[i] - a->center;
+        q.error[i] = master.error[i] + REF_U * fabs(q.x[i]);
+        u.error[i] = shrink * (u.error[i] + (shrink_error + 3 * REF_U) * fabs(u.x[i])) +
+                     rate * (q.error[i] + 3 * REF_U * fabs(q.x[i]));
+        u.x[i] = shrink * u.x[i] + rate * q.x[i];
+    }
+    const double held = norm(q.x, n), moved = norm(u.x, n);
+    if (a->lamb && held > 0 && moved > 0) {
+        trust = held / moved;
+        trust_error = norm_error(q, n) + norm_error(u, n) + 4 * REF_U;
+    }
+    if (a->trust > 0) trust = a->trust;
+    for (size_t i = 0; i < n; i++) {
+        u.error[i] = trust * (u.error[i] + trust_error * fabs(u.x[i]));
+        u.x[i] *= trust;
+    }
+    free(q.x), free(q.error);
+}
+
 void ref_adamw(double *master, double *m, double *v, double *tol, const double *grads, size_t n,
     const RefAdam *a) {
-    double norm = sqrt(a->grad_sumsq) + 1e-6, clip = 1, squares = 0; /* as PyTorch clips */
-    if (a->grad_clip > 0 && norm > a->grad_clip) clip = a->grad_clip / norm;
-    double *update = doubles(n), *m_error = doubles(n);
+    double *space = tol ? NULL : doubles(3 * n), *error = tol ? tol : space;
+    const Uncertain u = {doubles(n), doubles(n)}, p = {master, error};
+    adam_direction(u, (Uncertain){m, error + n}, (Uncertain){v, error + 2 * n}, grads, n, a);
+    adam_scale(u, p, n, a);
     for (size_t i = 0; i < n; i++) {
-        double g = grads[i] * clip;
-        m_error[i] = 4 * REF_U * (fabs(a->beta1 * m[i]) + fabs((1 - a->beta1) * g));
-        m[i] = a->beta1 * m[i] + (1 - a->beta1) * g;
-        v[i] = a->beta2 * v[i] + (1 - a->beta2) * g * g;
-        update[i] = adam_update(m[i], v[i], a);
-        squares += update[i] * update[i];
+        p.error[i] += a->lr * (u.error[i] + 4 * REF_U * fabs(u.x[i])) + 2 * REF_U * fabs(master[i]);
+        master[i] -= a->lr * u.x[i];
     }
-    double rms = sqrt(squares / (double)n), shrink = 1;
-    if (a->update_clip > 0 && rms > a->update_clip) shrink = a->update_clip / rms;
-    for (size_t i = 0; i < n; i++) {
-        double step = shrink * update[i] + a->weight_decay * a->decay * (master[i] - a->center);
-        if (tol) {
-            double error = shrink * fabs(adam_update(m_error[i], v[i], a)) +
-                           (32 * REF_U + ref_gamma(a->update_clip > 0 ? (double)n : 0)) * shrink *
-                               fabs(update[i]);
-            double decay = a->weight_decay * a->decay * (fabs(master[i]) + fabs(a->center));
-            tol[i] = a->lr * (error + 4 * REF_U * decay) + 2 * REF_U * fabs(master[i]);
-            tol[n + i] = m_error[i];
-            tol[2 * n + i] = 8 * REF_U * v[i];
-        }
-        master[i] -= a->lr * step;
-    }
-    free(update), free(m_error);
+    free(u.x), free(u.error), free(space);
 }

@@ -177,12 +177,16 @@ void ref_classifier_bound(const RefClassifierTol *tol, double grad_scale, const 
 
 typedef struct RefAdam {
     double lr, beta1, beta2, eps, weight_decay, grad_clip, update_clip;
+    bool lamb;
     double decay, center; /* of this tensor */
     double grad_sumsq;    /* of the whole gradient */
     int64_t t;            /* 1 at the first update */
+    double shrink, trust; /* 0: as defined; else what update clipping and LAMB multiply by instead,
+                             to plant errors */
 } RefAdam;
 
-/* One tensor. tol (3, n): how far fp32 may be in master, m and v; may be NULL. */
+/* One tensor; AdamW, or LAMB. tol (3, n), may be NULL: how far fp32 may be in master, m and v,
+ * before (0 where they are given) and, written, after. Norms may not be summed in fp32. */
 void ref_adamw(double *master, double *m, double *v, double *tol, const double *grads, size_t n,
     const RefAdam *a);
 

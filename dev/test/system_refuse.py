@@ -233,6 +233,7 @@ FIXED = dict(
     qk_norm=True,
     diff=True,
     diff_plain=True,
+    optimizer="lamb",
 )
 NOTED = dict(
     lr=1e-3,
@@ -296,7 +297,6 @@ def other_options(t):
         "train",
         "val",
         "tokenizer",
-        "optimizer",
         "decay-fraction",
         "out",
         "steps",

@@ -44,6 +44,22 @@ def stop_after(t):
     same(stops, [7, 14, 21], "steps at which it stopped")
 
 
+@test("resume: LAMB and clipped updates end in the same bits too", each=True)
+def stop_after_optimizers(t):
+    ends = []
+    for name, options in (
+        ("adamw", {}),
+        ("clipped", dict(update_clip=0.5)),
+        ("lamb", dict(optimizer="lamb")),
+    ):
+        t.train(out=f"{name}_whole", **options)
+        t.train(out=name, stop_after=7, **options)
+        t.train(out=name, **options)
+        check_same_run(t.path(f"{name}_whole"), t.path(name))
+        ends.append(read(f"{newest(t.path(name))}/model.safetensors"))
+    same(len(set(ends)), 3, "number of different ends")
+
+
 @test("resume: killed at any moment, the same command ends in the same bits", each=True)
 def kill(t):
     long = dict(steps=120, save_every=10)

@@ -1,23 +1,22 @@
-/* test_optim.c: loss sum, gradient norm, the decision to skip a step, and AdamW, on the linked
- * backend against the oracle. Knows the seam alone. */
+/* test_optim.c: loss sum, gradient norm, the decision to skip a step, on the linked backend against
+ * the oracle, and what does not wait; updates are in test_adam.c and test_adam_steps.c. Knows the
+ * seam alone. */
 #include <math.h>
 #include <string.h>
 
-#include "dev/ref/cases.h"
+#include "dev/ref/ops_ref.h"
+#include "dev/test/optim_cases.h"
 #include "dev/test/tensor.h"
-#include "laser/rng.h"
-
-#define COUNT(table) ((int)(sizeof(table) / sizeof *(table)))
 
 static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 1, 2, false};
 
-static StepState *state_new(Bench *b, StepState s) {
+StepState *state_new(Bench *b, StepState s) {
     StepState *p = backend_alloc(b->be, sizeof s);
     backend_upload(b->be, p, &s, sizeof s);
     return p;
 }
 
-static StepState state_read(Bench *b, const StepState *p) {
+StepState state_read(Bench *b, const StepState *p) {
     StepState s;
     backend_download(b->be, &s, p, sizeof s);
     return s;
@@ -163,205 +162,6 @@ static void sends_keep_their_place(Test *t) {
     bench_close(&b);
 }
 
-/* ---- AdamW ----------------------------------------------------------------------------------- */
-
-/* Three tensors with holes between them: what lies outside the ranges must not change. */
-enum { ADAM_N = 3000, ADAM_PARAMS = 0, ADAM_MASTER, ADAM_M, ADAM_V, ADAM_GRADS };
-static const OptRange ranges[] = {{0, 37, 1, 0}, {48, 1, 0, 1}, {64, 2901, 1, 1}};
-
-typedef struct AdamRun {
-    const AdamCase *c;
-    bool skip, zero_gradients;
-} AdamRun;
-
-static AdamArgs adam_args(const AdamCase *c) {
-    AdamArgs a = {.lr = (float)c->lr,
-        .beta1 = (float)c->beta1,
-        .beta2 = (float)c->beta2,
-        .eps = (float)c->eps,
-        .weight_decay = (float)c->weight_decay,
-        .grad_clip = (float)c->grad_clip,
-        .update_clip = (float)c->update_clip};
-    return a;
-}
-
-static void adam_run(Bench *b, const AdamRun *run) {
-    const AdamCase *c = run->c;
-    const bool fresh = c->updates == 0;
-    double squares[ADAM_N];
-    for (size_t i = 0; i < ADAM_N; i++) {
-        squares[i] = fresh ? 0 : pow(c->grad_std * rng_normal(b->seed, RNG_TEST, i), 2);
-        if (i % 5 == 2) squares[i] = 0; /* never had a gradient */
-    }
-    backend_reserve(b->be, &limits);
-    act_t *params = tensor_act(bench_output(b, TENSOR_ACT, ADAM_N));
-    Tensor *master = bench_random(b, TENSOR_FLOAT, ADAM_N, 0.5, 0);
-    float *m = tensor_float(bench_random(b, TENSOR_FLOAT, ADAM_N, fresh ? 0 : c->grad_std, 0));
-    float *v = tensor_float(bench_values(b, TENSOR_FLOAT, squares, ADAM_N));
-    double std = run->zero_gradients ? 0 : c->grad_std;
-    float *grads = tensor_float(bench_random(b, TENSOR_FLOAT, ADAM_N, std, 0));
-    StepState *s = state_new(b, (StepState){.updates = c->updates});
-    op_grad_norm(b->be, s, grads, ADAM_N);
-    op_step_decide(b->be, s);
-    StepState decided = state_read(b, s);
-    decided.skipped = run->skip;
-    backend_upload(b->be, s, &decided, sizeof decided);
-    AdamArgs a = adam_args(c);
-    OptRange *held = backend_alloc(b->be, sizeof ranges);
-    backend_upload(b->be, held, ranges, sizeof ranges);
-    double *work = backend_alloc(b->be, COUNT(ranges) * OPT_WORK * sizeof *work);
-    const OptTensors x = {params, tensor_float(master), m, v, grads, held, COUNT(ranges), work,
-        ADAM_N};
-    op_adamw(b->be, &x, &a, s);
-    backend_free(b->be, held);
-    backend_free(b->be, work);
-    backend_free(b->be, s);
-}
-
-typedef struct AdamWant {
-    double *master, *m, *v, *tol; /* tol (3, ADAM_N): of master, m, v */
-} AdamWant;
-
-static AdamWant adam_want(Bench *b, const RefAdam *base, double center, double decay) {
-    Tensor *at = b->tensors;
-    AdamWant want = {tensor_copy(b, &at[ADAM_MASTER]), tensor_copy(b, &at[ADAM_M]),
-        tensor_copy(b, &at[ADAM_V]), bench_doubles(b, 3 * ADAM_N)};
-    for (int r = 0; r < COUNT(ranges); r++) {
-        RefAdam a = *base;
-        const size_t o = ranges[r].offset, n = ranges[r].count;
-        a.decay = decay * (double)ranges[r].decay, a.center = center * (double)ranges[r].center;
-        double tol[3 * ADAM_N];
-        ref_adamw(want.master + o, want.m + o, want.v + o, tol, at[ADAM_GRADS].in + o, n, &a);
-        for (size_t k = 0; k < 3; k++) {
-            memcpy(want.tol + k * ADAM_N + o, tol + k * n, n * sizeof *tol);
-        }
-    }
-    return want;
-}
-
-static RefAdam ref_of(Bench *b, const AdamCase *c) {
-    RefAdam a = {.lr = float_value(c->lr),
-        .beta1 = float_value(c->beta1),
-        .beta2 = float_value(c->beta2),
-        .eps = float_value(c->eps),
-        .weight_decay = float_value(c->weight_decay),
-        .grad_clip = float_value(c->grad_clip),
-        .update_clip = float_value(c->update_clip)};
-    const double *g = b->tensors[ADAM_GRADS].in;
-    for (size_t i = 0; i < ADAM_N; i++) a.grad_sumsq += g[i] * g[i];
-    a.t = c->updates + 1;
-    return a;
-}
-
-static void adam_planted(Bench *b, const AdamCase *c, const RefAdam *right, const AdamWant *tol) {
-    Tensor *master = &b->tensors[ADAM_MASTER];
-    RefAdam wrong = *right;
-    wrong.t++;
-    AdamWant want = adam_want(b, &wrong, 1, 1);
-    if (c->updates < 100) {
-        bench_compare_planted(b, "bias correction one step on", master, want.master, tol->tol);
-    }
-    wrong = *right, wrong.lr *= 1.001;
-    want = adam_want(b, &wrong, 1, 1);
-    bench_compare_planted(b, "rate larger by 1e-3", master, want.master, tol->tol);
-    if (c->grad_clip > 0 && sqrt(right->grad_sumsq) > c->grad_clip) {
-        wrong = *right, wrong.grad_clip = 0;
-        want = adam_want(b, &wrong, 1, 1);
-        bench_compare_planted(b, "not clipped", &b->tensors[ADAM_M], want.m, tol->tol + ADAM_N);
-    }
-    if (c->update_clip > 0) {
-        wrong = *right, wrong.update_clip = 0;
-        want = adam_want(b, &wrong, 1, 1);
-        bench_compare_planted(b, "update not clipped", master, want.master, tol->tol);
-    }
-    if (c->weight_decay > 0) {
-        want = adam_want(b, right, 0, 1);
-        bench_compare_planted(b, "decay of norm scales towards 0", master, want.master, tol->tol);
-        want = adam_want(b, right, 1, 0);
-        bench_compare_planted(b, "no decay", master, want.master, tol->tol);
-    }
-    if (c->eps >= c->grad_std) {
-        wrong = *right, wrong.eps = 0;
-        want = adam_want(b, &wrong, 1, 1);
-        bench_compare_planted(b, "epsilon ignored", master, want.master, tol->tol);
-    }
-}
-
-static void adam_check(Bench *b, const AdamCase *c) {
-    Tensor *at = b->tensors;
-    RefAdam a = ref_of(b, c);
-    AdamWant want = adam_want(b, &a, 1, 1);
-    bench_compare(b, "m", &at[ADAM_M], want.m, want.tol + ADAM_N);
-    bench_compare(b, "v", &at[ADAM_V], want.v, want.tol + 2 * ADAM_N);
-    bench_compare(b, "master", &at[ADAM_MASTER], want.master, want.tol);
-    const double *params = tensor_read(b, &at[ADAM_PARAMS]);
-    const double *master = tensor_read(b, &at[ADAM_MASTER]);
-    for (int r = 0; r < COUNT(ranges); r++) {
-        for (size_t i = ranges[r].offset; i < ranges[r].offset + ranges[r].count; i++) {
-            CHECK_NEAR(b->t, params[i], master[i], ACT_U * fabs(master[i]));
-        }
-    }
-    adam_planted(b, c, &a, &want);
-}
-
-static void adam_equals(Test *t) {
-    for (int i = 0; i < COUNT(adam_cases); i++) {
-        AdamRun run = {.c = &adam_cases[i]};
-        Bench b, one;
-        bench_open(&b, t, adam_cases[i].label, NULL, 2);
-        adam_run(&b, &run);
-        adam_check(&b, &adam_cases[i]);
-        bench_open(&one, t, adam_cases[i].label, NULL, 1);
-        adam_run(&one, &run);
-        for (int k = 0; k < b.count; k++) {
-            const size_t bytes = tensor_bytes(&b.tensors[k]);
-            CHECK(t,
-                memcmp(tensor_bits(&b, &b.tensors[k]), tensor_bits(&one, &one.tensors[k]), bytes) ==
-                    0,
-                "%s: tensor %d: 1 and 2 threads differ", b.label, k);
-        }
-        bench_close(&one);
-        bench_close(&b);
-    }
-}
-
-static void skipped_step(Test *t) {
-    AdamRun run = {.c = &adam_cases[1], .skip = true};
-    Bench b, untouched;
-    bench_open(&b, t, "skipped", NULL, 1);
-    adam_run(&b, &run);
-    for (int k = ADAM_MASTER; k <= ADAM_V; k++) {
-        const Tensor *x = &b.tensors[k];
-        CHECK(t, memcmp(tensor_read(&b, x), x->in, x->n * sizeof *x->in) == 0, "tensor %d changed",
-            k);
-    }
-    bench_close(&b);
-    run.skip = false;
-    bench_open(&untouched, t, "not skipped", NULL, 1);
-    adam_run(&untouched, &run);
-    const Tensor *x = &untouched.tensors[ADAM_MASTER];
-    CHECK(t, memcmp(tensor_read(&untouched, x), x->in, x->n * sizeof *x->in) != 0,
-        "a step that is not skipped changed nothing either (%zu)", x->n);
-    bench_close(&untouched);
-}
-
-/* A parameter that never had a gradient stays where it is, whatever eps is; so does one whose
- * squared gradient is below the smallest float. */
-static void zero_gradients(Test *t) {
-    AdamCase c = {"zero gradients", 1e-2, 0.9, 0.99, 1e-24, 0, 1, 0, 1, 0};
-    for (int i = 0; i < 2; i++) {
-        c.grad_std = i ? 1e-24 : 1;
-        AdamRun run = {.c = &c, .zero_gradients = i == 0};
-        Bench b;
-        bench_open(&b, t, c.label, NULL, 1);
-        adam_run(&b, &run);
-        const Tensor *x = &b.tensors[ADAM_MASTER];
-        CHECK(t, memcmp(tensor_read(&b, x), x->in, x->n * sizeof *x->in) == 0,
-            "gradients of %g moved the parameters", i ? 1e-24 : 0.0);
-        bench_close(&b);
-    }
-}
-
 const TestCase *test_optim(int *count) {
     static const TestCase cases[] = {
         {"optim: loss sum and gradient norm equal the oracle", sums_equal},
@@ -371,9 +171,14 @@ const TestCase *test_optim(int *count) {
             reads_keep_their_place},
         {"seam: a read is ready once all operations are done", ready_reads},
         {"seam: what is sent lies in the order of operations", sends_keep_their_place},
-        {"optim: AdamW equals the oracle, any threads the same bits", adam_equals},
-        {"optim: a skipped step changes nothing", skipped_step},
-        {"optim: parameters without gradient do not move at eps 1e-24", zero_gradients},
+        {"optim: AdamW and LAMB equal the oracle, any threads the same bits", test_adam_equals},
+        {"optim: norms of a large tensor are not summed in float", test_adam_large},
+        {"optim: a skipped step changes nothing", test_adam_skips},
+        {"optim: parameters without gradient do not move at eps 1e-24", test_adam_no_gradient},
+        {"optim: ten steps of AdamW and LAMB equal numpy's, planted errors are found",
+            test_adam_ten_steps},
+        {"optim: clipping and trust ratios are per tensor and layer of the model",
+            test_adam_per_tensor},
     };
     return TEST_TABLE(cases, count);
 }

@@ -1,6 +1,6 @@
 /* cpu/optim.c: what happens once a step: the loss and the norm of the gradient, whether the step
- * counts, and AdamW. Bound by memory: every array is passed over once (twice with update
- * clipping). */
+ * counts, and AdamW and LAMB. Bound by memory: every array is passed over once, with LAMB or update
+ * clipping all but the gradients twice. */
 #include "laser/cpu/backend.h"
 
 #include <math.h>
@@ -38,12 +38,6 @@ static void sum_cut(size_t n, int i, size_t *begin, size_t *end) {
     *end = n - *begin < piece ? n : *begin + piece;
 }
 
-static double sum_partials(const Backend *be) {
-    double sum = 0;
-    for (int i = 0; i < CPU_SUM_CUTS; i++) sum += be->sum_partials[i];
-    return sum;
-}
-
 void op_loss_add(Backend *be, StepState *s, const float *losses, size_t n) {
     (void)be;
     double sum = 0;
@@ -59,7 +53,8 @@ void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n) {
         sum_cut(n, i, &begin, &end);
         be->sum_partials[i] = sum_of_squares(grads + begin, end - begin);
     }
-    s->grad_sumsq = sum_partials(be);
+    s->grad_sumsq = 0;
+    for (int i = 0; i < CPU_SUM_CUTS; i++) s->grad_sumsq += be->sum_partials[i];
 }
 
 void op_step_decide(Backend *be, StepState *s) {
@@ -68,7 +63,13 @@ void op_step_decide(Backend *be, StepState *s) {
     s->updates += !s->skipped;
 }
 
-/* ---- AdamW ----------------------------------------------------------------------------------- */
+/* ---- AdamW and LAMB -------------------------------------------------------------------------- */
+
+enum {
+    ADAM_PIECE =
+        2048, /* elements whose moments stay in the first-level cache until their next use */
+    ADAM_CUTS = CPU_SUM_CUTS / 3
+};
 
 typedef struct Adam { /* of one step */
     float *params, *master, *m, *v;
@@ -77,6 +78,7 @@ typedef struct Adam { /* of one step */
     float beta1, beta2, rest1, rest2; /* rest: 1 - beta */
     float m_scale, v_scale;           /* 1 / (1 - beta^t) */
     float lr, eps, weight_decay, update_clip;
+    bool lamb;
 } Adam;
 
 static Adam adam_of_step(const AdamArgs *a, const StepState *s) {
@@ -87,7 +89,8 @@ static Adam adam_of_step(const AdamArgs *a, const StepState *s) {
         .eps = a->eps,
         .clip = 1.0f,
         .weight_decay = a->weight_decay,
-        .update_clip = a->update_clip};
+        .update_clip = a->update_clip,
+        .lamb = a->lamb};
     k.rest1 = (float)(1.0 - (double)a->beta1);
     k.rest2 = (float)(1.0 - (double)a->beta2);
     k.m_scale = (float)(1.0 / (1.0 - pow((double)a->beta1, t)));
@@ -95,16 +98,6 @@ static Adam adam_of_step(const AdamArgs *a, const StepState *s) {
     if (a->grad_clip > 0 && norm + 1e-6 > (double)a->grad_clip)
         k.clip = (float)((double)a->grad_clip / (norm + 1e-6));
     return k;
-}
-
-/* The two halves of an update. Where v is 0 there was never a gradient, or one whose square is
- * below float: no update, whatever eps is. */
-static inline float adam_direction(const Adam *k, float m, float v) {
-    float u = m * k->m_scale / (sqrtf(v * k->v_scale) + k->eps);
-    return v > 0.0f ? u : 0.0f;
-}
-static inline float adam_step(const Adam *k, const OptRange *r, float p, float u) {
-    return p - k->lr * (u + k->weight_decay * r->decay * (p - r->center));
 }
 
 static void adam_moments(const Adam *k, size_t begin, size_t n) {
@@ -117,64 +110,175 @@ static void adam_moments(const Adam *k, size_t begin, size_t n) {
     }
 }
 
-static double adam_direction_squares(const Adam *k, size_t begin, size_t n) {
-    enum { PIECE = 256 };
-    double sum = 0;
-    for (size_t i = 0; i < n; i += PIECE) {
-        float u[PIECE];
-        const size_t count = n - i < PIECE ? n - i : PIECE;
-        for (size_t j = 0; j < count; j++)
-            u[j] = adam_direction(k, k->m[begin + i + j], k->v[begin + i + j]);
-        sum += sum_of_squares(u, count);
-    }
-    return sum;
+/* u. Where v is 0 there was never a gradient, or one whose square is below float: no update,
+ * whatever eps is. */
+static inline float adam_direction(const Adam *k, float m, float v) {
+    float u = m * k->m_scale / (sqrtf(v * k->v_scale) + k->eps);
+    return v > 0.0f ? u : 0.0f;
 }
 
-/* u is divided by shrink */
-static void adam_apply(const Adam *k, const OptRange *r, float shrink, size_t begin, size_t n) {
+/* A range moves by -lr * (direction * u + decay * (master - center)). */
+typedef struct AdamFactors {
+    float direction, decay;
+} AdamFactors;
+
+static void adam_apply(
+    const Adam *k, AdamFactors by, const OptRange *r, size_t begin /* in the arena */, size_t n) {
     float *restrict p = k->master + begin;
     const float *restrict m = k->m + begin, *restrict v = k->v + begin;
-    const float factor = 1.0f / shrink;
-    for (size_t i = 0; i < n; i++)
-        p[i] = adam_step(k, r, p[i], adam_direction(k, m[i], v[i]) * factor);
+    const float center = r->center;
+    for (size_t i = 0; i < n; i++) {
+        const float u = adam_direction(k, m[i], v[i]);
+        p[i] -= k->lr * (u * by.direction + by.decay * (p[i] - center));
+    }
     if (k->params != k->master) memcpy(k->params + begin, p, n * sizeof *p);
 }
 
-/* A range whose update is clipped: its mean square must be known before any of it is applied. */
-static void adam_range_clipped(Backend *be, const Adam *k, const OptRange *r) {
-    CPU_PARALLEL_FOR
-    for (int i = 0; i < CPU_SUM_CUTS; i++) {
-        size_t begin, end;
-        sum_cut(r->count, i, &begin, &end);
-        adam_moments(k, r->offset + begin, end - begin);
-        be->sum_partials[i] = adam_direction_squares(k, r->offset + begin, end - begin);
+/* Sums over a range, q being master - center: they give the norm of any combination of u and q.
+ * Where u and decay cancel, doubles lose less than u has lost as a float. */
+typedef struct AdamSums {
+    double uu, uq, qq;
+} AdamSums;
+
+static void adam_add_products(AdamSums *s, const float *u, const float *p, float center, size_t n) {
+    enum { H = VL / 2 };
+    vd uu = {0}, uq = {0}, qq = {0};
+    size_t i = 0;
+    for (; i + H <= n; i += H) {
+        const vd du = __builtin_convertvector(*(const vh_mem *)(u + i), vd);
+        const vd dq = __builtin_convertvector(*(const vh_mem *)(p + i), vd) - (double)center;
+        uu += du * du, uq += du * dq, qq += dq * dq;
     }
-    const double rms = sqrt(sum_partials(be) / (double)r->count);
-    const double shrink = fmax(1.0, rms / (double)k->update_clip);
-    CPU_PARALLEL_FOR
-    for (int i = 0; i < CPU_SUM_CUTS; i++) {
-        size_t begin, end;
-        sum_cut(r->count, i, &begin, &end);
-        adam_apply(k, r, (float)shrink, r->offset + begin, end - begin);
+    for (int j = 0; j < H; j++) s->uu += uu[j], s->uq += uq[j], s->qq += qq[j];
+    for (; i < n; i++) {
+        const double du = (double)u[i], dq = (double)p[i] - (double)center;
+        s->uu += du * du, s->uq += du * dq, s->qq += dq * dq;
     }
+}
+
+/* Of the elements [begin, begin + n) of the arena, whose moments are up to date. */
+static void adam_add_sums(
+    const Adam *k, AdamSums *s, const OptRange *r, size_t begin, size_t n /* <= ADAM_PIECE */) {
+    float u[ADAM_PIECE];
+    for (size_t i = 0; i < n; i++) u[i] = adam_direction(k, k->m[begin + i], k->v[begin + i]);
+    if (k->lamb)
+        adam_add_products(s, u, k->master + begin, r->center, n);
+    else
+        s->uu += sum_of_squares(u, n);
+}
+
+static AdamFactors adam_factors(const Adam *k, const OptRange *r, const AdamSums *s) {
+    const double decay = (double)(k->weight_decay * r->decay), limit = (double)k->update_clip;
+    double shrink = 1, trust = 1;
+    if (limit > 0) shrink = 1 / fmax(1, sqrt(s->uu / (double)r->count) / limit);
+    if (k->lamb) {
+        const double squares =
+            shrink * shrink * s->uu + 2 * shrink * decay * s->uq + decay * decay * s->qq;
+        if (squares > 0 && s->qq > 0) trust = sqrt(s->qq / squares);
+    }
+    return (AdamFactors){(float)(trust * shrink), (float)(trust * decay)};
+}
+
+/* Where norms are needed before anything is moved: the ranges cut into pieces that are dealt out to
+ * the threads, twice. Cut i of range r has slot offset / piece + r + i for its sums. No two have
+ * the same: the slots of the next range begin at least count / piece + 1 later, which is no less
+ * than the number of cuts. */
+enum { ADAM_SLOTS = 21 }; /* for each range; its factors take the rest of its work */
+_Static_assert(sizeof(AdamFactors) + ADAM_SLOTS * sizeof(AdamSums) == OPT_WORK * sizeof(double),
+    "factors and slots are what a range has in work");
+
+typedef struct AdamCuts {
+    const OptRange *ranges;
+    int count, used;      /* ranges; slots up to the last cut */
+    size_t piece;         /* elements of a cut */
+    AdamFactors *factors; /* (count) */
+    AdamSums *slots;      /* (used) */
+} AdamCuts;
+
+static size_t first_slot(const AdamCuts *c, int range) {
+    return c->ranges[range].offset / c->piece + (size_t)range;
+}
+static size_t cuts_of(const AdamCuts *c, int range) {
+    return (c->ranges[range].count + c->piece - 1) / c->piece;
+}
+
+static AdamCuts adam_cuts(const OptTensors *x) {
+    AdamCuts c = {.ranges = x->ranges, .count = x->count};
+    const size_t count = (size_t)x->count;
+    const size_t least = (x->elements / ((ADAM_SLOTS - 1) * count) + 16) & ~(size_t)15;
+    c.piece = least > ADAM_PIECE ? least : ADAM_PIECE;
+    c.factors = (AdamFactors *)x->work;
+    c.slots = (AdamSums *)(x->work + count);
+    c.used = (int)(first_slot(&c, x->count - 1) + cuts_of(&c, x->count - 1));
+    REQUIRE((size_t)c.used <= ADAM_SLOTS * count, "%d slots for %zu tensors", c.used, count);
+    return c;
+}
+
+/* The range of a slot and its elements there; none where the slot lies between those of two. */
+static int adam_cut(const AdamCuts *c, int slot, size_t *begin, size_t *end) {
+    int low = 0, high = c->count;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (first_slot(c, middle) <= (size_t)slot)
+            low = middle;
+        else
+            high = middle;
+    }
+    const OptRange *r = &c->ranges[low];
+    const size_t cut = (size_t)slot - first_slot(c, low), last = r->offset + r->count;
+    *begin = r->offset + cut * c->piece;
+    *end = *begin + c->piece < last ? *begin + c->piece : last;
+    return low;
+}
+
+static void adam_sum_slot(const Adam *k, const AdamCuts *c, int slot) {
+    AdamSums sums = {0, 0, 0};
+    size_t begin, end;
+    const OptRange *r = &c->ranges[adam_cut(c, slot, &begin, &end)];
+    for (; begin < end; begin += ADAM_PIECE) {
+        const size_t n = end - begin < ADAM_PIECE ? end - begin : ADAM_PIECE;
+        adam_moments(k, begin, n);
+        adam_add_sums(k, &sums, r, begin, n);
+    }
+    c->slots[slot] = sums;
+}
+
+static void adam_apply_slot(const Adam *k, const AdamCuts *c, int slot) {
+    size_t begin, end;
+    const int at = adam_cut(c, slot, &begin, &end);
+    if (begin < end) adam_apply(k, c->factors[at], &c->ranges[at], begin, end - begin);
+}
+
+static void adam_with_norms(Backend *be, const Adam *k, const AdamCuts *c) {
+    CPU_PARALLEL_FOR
+    for (int slot = (int)first_slot(c, 0); slot < c->used; slot++) adam_sum_slot(k, c, slot);
+    for (int r = 0; r < c->count; r++) {
+        AdamSums all = {0, 0, 0};
+        const AdamSums *sums = c->slots + first_slot(c, r);
+        for (size_t i = 0; i < cuts_of(c, r); i++)
+            all.uu += sums[i].uu, all.uq += sums[i].uq, all.qq += sums[i].qq;
+        c->factors[r] = adam_factors(k, &c->ranges[r], &all);
+    }
+    CPU_PARALLEL_FOR
+    for (int slot = (int)first_slot(c, 0); slot < c->used; slot++) adam_apply_slot(k, c, slot);
 }
 
 /* The share of one thread in all ranges: elements are dealt out evenly, whatever the sizes of the
  * tensors. */
 static void adam_share(const Adam *k, const OptRange *ranges, int count, int thread, int team) {
-    enum { PIECE = 2048 }; /* moments are still in the first-level cache when they are applied */
     size_t total = 0, before = 0;
     for (int r = 0; r < count; r++) total += ranges[r].count;
     const size_t share = (total / (size_t)team + 16) & ~(size_t)15;
     const size_t first = share * (size_t)thread, last = first + share;
     for (int r = 0; r < count && before < last; r++) {
         const OptRange *range = &ranges[r];
+        const AdamFactors by = {1.0f, k->weight_decay * range->decay};
         size_t begin = first > before ? first - before : 0;
         size_t end = last - before < range->count ? last - before : range->count;
-        for (; begin < end; begin += PIECE) {
-            const size_t n = end - begin < PIECE ? end - begin : PIECE;
+        for (; begin < end; begin += ADAM_PIECE) {
+            const size_t n = end - begin < ADAM_PIECE ? end - begin : ADAM_PIECE;
             adam_moments(k, range->offset + begin, n);
-            adam_apply(k, range, 1.0f, range->offset + begin, n);
+            adam_apply(k, by, range, range->offset + begin, n);
         }
         before += range->count;
     }
@@ -183,12 +287,13 @@ static void adam_share(const Adam *k, const OptRange *ranges, int count, int thr
 void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s) {
     if (s->skipped) return;
     REQUIRE(be->scratch, "no scratch is reserved");
+    REQUIRE(x->count > 0, "%d tensors", x->count);
     REQUIRE(s->updates >= 1, "updates=%lld: op_step_decide comes first", (long long)s->updates);
     Adam k = adam_of_step(a, s);
     k.params = x->params, k.master = x->master, k.m = x->m, k.v = x->v, k.grads = x->grads;
-    if (k.update_clip > 0) {
-        for (int r = 0; r < x->count; r++)
-            if (x->ranges[r].count) adam_range_clipped(be, &k, &x->ranges[r]);
+    if (k.lamb || k.update_clip > 0) {
+        const AdamCuts cuts = adam_cuts(x);
+        adam_with_norms(be, &k, &cuts);
         return;
     }
 #pragma omp parallel num_threads(be->threads)

@@ -1,6 +1,6 @@
 /* cuda/optim.cu: what happens once a step: the loss and the norm of the gradient, whether the step
- * counts, and AdamW. Bound by memory. The host neither knows nor waits for what is decided: kernels
- * read the step's state and the table of tensors themselves. */
+ * counts, and AdamW and LAMB. Bound by memory. The host neither knows nor waits for what is
+ * decided: kernels read the step's state and the table of tensors themselves. */
 #include "laser/cuda/backend.cuh"
 
 #include <math.h>
@@ -75,7 +75,7 @@ void op_step_decide(Backend *be, StepState *s) {
     LAUNCH(step_decide_kernel, 1, 1, 0, be->stream, s);
 }
 
-/* ---- AdamW ----------------------------------------------------------------------------------- */
+/* ---- AdamW and LAMB -------------------------------------------------------------------------- */
 
 /* What is computed once for all elements; lies in be->sums. */
 typedef struct AdamStep {
@@ -85,13 +85,40 @@ typedef struct AdamStep {
     int64_t span; /* elements up to the end of the last range */
 } AdamStep;
 
+/* A range moves by -lr * (direction * u + decay * (master - center)). */
+typedef struct AdamFactors {
+    float direction, decay;
+} AdamFactors;
+
+/* Sums over elements, q being master - center: they give the norm of any combination of u and q.
+ * Where u and decay cancel, doubles lose less than u has lost as a float. */
+typedef struct AdamSums {
+    double uu, uq, qq;
+} AdamSums;
+
+/* Where norms of ranges are needed: a block takes `piece` elements of a range and leaves their sums
+ * in a slot of x.work, behind the factors of the ranges. Cut i of range r has slot
+ * offset / piece + r + i. No two have the same: the slots of the next range begin at least
+ * count / piece + 1 later, which is no less than the number of cuts. So any cut finds its range by
+ * itself, and blocks have equal work whatever the sizes of the tensors. */
+enum { SLOTS = 21 }; /* for each range */
+static_assert(sizeof(AdamFactors) + SLOTS * sizeof(AdamSums) == OPT_WORK * sizeof(double),
+    "factors and slots are what a range has in work");
+
 typedef struct Adam {
     OptTensors x;
     AdamArgs a;
     float rest1, rest2; /* 1 - beta */
     const AdamStep *step;
     int32_t *bad_weights; /* becomes 1 */
+    int64_t piece;
+    AdamFactors *factors; /* (count) in x.work */
+    AdamSums *slots;      /* (elements / piece + count) behind them */
 } Adam;
+
+__device__ static inline int64_t first_slot(const Adam &k, int range) {
+    return (int64_t)k.x.ranges[range].offset / k.piece + range;
+}
 
 __global__ static void adam_prepare_kernel(AdamStep *to, Adam k, const StepState *s) {
     const double t = (double)s->updates, norm = sqrt(s->grad_sumsq), limit = (double)k.a.grad_clip;
@@ -105,22 +132,23 @@ __global__ static void adam_prepare_kernel(AdamStep *to, Adam k, const StepState
     *to = step;
 }
 
-/* Without clipping of updates, all at once; with it, the mean square of the updates of a range must
- * be known before any of it is applied. */
-typedef enum AdamPart { ADAM_ALL, ADAM_MOMENTS, ADAM_APPLY } AdamPart;
+/* All at once, or moments first, with the sums that clipping (SQUARES: uu alone) or LAMB (NORMS)
+ * must know of a whole range before any of it is moved (APPLY). */
+typedef enum AdamPart { ADAM_ALL, ADAM_SQUARES, ADAM_NORMS, ADAM_APPLY } AdamPart;
 
-/* Elements [e, e + N) of range r; the update is multiplied by factor. Returns the sum of the
- * squares of the updates with ADAM_MOMENTS. */
+/* Elements [e, e + N) of range r. by: with ADAM_ALL and ADAM_APPLY; sums: added to with the
+ * others. */
 template <AdamPart PART, int N>
-__device__ static inline double adam_elements(
-    const Adam &k, const AdamStep &s, const OptRange &r, float factor, int64_t e) {
+__device__ static inline void adam_elements(const Adam &k, const AdamStep &s, const OptRange &r,
+    AdamFactors by, AdamSums *sums, int64_t e) {
+    constexpr bool MOMENTS = PART != ADAM_APPLY, MOVES = PART == ADAM_ALL || PART == ADAM_APPLY;
     float g[N], m[N], v[N], p[N], u[N];
     /* all loads before the first store: the compiler may not move them */
     load_vec<N>(m, k.x.m + e);
     load_vec<N>(v, k.x.v + e);
-    if constexpr (PART != ADAM_APPLY) load_vec<N>(g, k.x.grads + e);
-    if constexpr (PART != ADAM_MOMENTS) load_vec<N>(p, k.x.master + e);
-    if constexpr (PART != ADAM_APPLY) {
+    if constexpr (MOMENTS) load_vec<N>(g, k.x.grads + e);
+    if constexpr (PART != ADAM_SQUARES) load_vec<N>(p, k.x.master + e);
+    if constexpr (MOMENTS) {
 #pragma unroll
         for (int i = 0; i < N; i++) {
             g[i] *= s.clip;
@@ -136,30 +164,36 @@ __device__ static inline double adam_elements(
         u[i] = m[i] * s.m_scale / (sqrtf(v[i] * s.v_scale) + k.a.eps);
         u[i] = v[i] > 0.0f ? u[i] : 0.0f;
     }
-    double squares = 0;
-    if constexpr (PART == ADAM_MOMENTS) {
-#pragma unroll
-        for (int i = 0; i < N; i++) squares += (double)u[i] * (double)u[i];
-    } else {
-        const float decay = k.a.weight_decay * r.decay;
-#pragma unroll
-        for (int i = 0; i < N; i++) p[i] -= k.a.lr * (u[i] * factor + decay * (p[i] - r.center));
+    if constexpr (MOVES) {
         bool finite = true;
 #pragma unroll
-        for (int i = 0; i < N; i++) finite = finite && isfinite(p[i]);
+        for (int i = 0; i < N; i++) {
+            p[i] -= k.a.lr * (u[i] * by.direction + by.decay * (p[i] - r.center));
+            finite = finite && isfinite(p[i]);
+        }
         if (!finite) *k.bad_weights = 1;
         store_vec<N>(k.x.master + e, p);
         if ((const void *)k.x.params != (const void *)k.x.master) store_vec<N>(k.x.params + e, p);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const double du = (double)u[i];
+            sums->uu += du * du;
+            if constexpr (PART == ADAM_NORMS) {
+                const double q = (double)p[i] - (double)r.center;
+                sums->uq += du * q;
+                sums->qq += q * q;
+            }
+        }
     }
-    return squares;
 }
 
-/* The last range that begins at or before element e, or -1. */
-__device__ static inline int find_range(const OptRange *ranges, int count, int64_t e) {
-    int low = 0, high = count;
+/* The last range whose first element, or slot, is at most `at`; -1 where there is none. */
+template <bool SLOT> __device__ static inline int find_range(const Adam &k, int64_t at) {
+    int low = 0, high = k.x.count;
     while (low < high) {
         const int middle = (low + high) / 2;
-        if ((int64_t)ranges[middle].offset <= e)
+        if ((SLOT ? first_slot(k, middle) : (int64_t)k.x.ranges[middle].offset) <= at)
             low = middle + 1;
         else
             high = middle;
@@ -167,78 +201,113 @@ __device__ static inline int find_range(const OptRange *ranges, int count, int64
     return low - 1;
 }
 
-/* Adam for elements [e, e + N) where they lie in one range; whether they do. */
-template <int N>
+/* Moves elements [e, e + N) where they lie in one range; whether they do. */
+template <AdamPart PART, int N>
 __device__ static inline bool adam_found(const Adam &k, const AdamStep &s, int64_t e) {
-    const int at = find_range(k.x.ranges, k.x.count, e);
+    const int at = find_range<false>(k, e);
     if (at < 0) return false;
     const OptRange r = k.x.ranges[at];
     if (e + N > (int64_t)(r.offset + r.count)) return false;
-    adam_elements<ADAM_ALL, N>(k, s, r, 1.0f, e);
+    AdamFactors by = {1.0f, k.a.weight_decay * r.decay};
+    if constexpr (PART == ADAM_APPLY) by = k.factors[at];
+    adam_elements<PART, N>(k, s, r, by, NULL, e);
     return true;
 }
 
-/* Bytes per element: floats of the gradient, and of m, v and master read and written; an act_t
- * written: 30 with bfloat16, 28 where params is master. */
-template <int N> __global__ static void __launch_bounds__(THREADS) adam_kernel(Adam k) {
+/* Bytes per element. ADAM_ALL: floats of the gradient, and of m, v and master read and written; an
+ * act_t written: 30 with bfloat16, 28 where params is master. ADAM_APPLY, which reads m and v and
+ * no gradient: 18 and 16. */
+template <AdamPart PART, int N>
+__global__ static void __launch_bounds__(THREADS) adam_kernel(Adam k) {
     const AdamStep s = *k.step;
     if (s.skipped) return;
     const int64_t stride = (int64_t)gridDim.x * THREADS * N;
     for (int64_t e = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * N; e < s.span; e += stride) {
-        if (adam_found<N>(k, s, e) || N == 1) continue;
-        for (int i = 0; i < N; i++) adam_found<1>(k, s, e + i);
+        if (adam_found<PART, N>(k, s, e) || N == 1) continue;
+        for (int i = 0; i < N; i++) adam_found<PART, 1>(k, s, e + i);
     }
 }
 
-/* A block takes a cut (blockIdx.x) of a range (blockIdx.y). ADAM_MOMENTS leaves the squares of the
- * updates in k.x.work, ADAM_APPLY reads those of the range. Bytes per element: 20, then 18 with
- * bfloat16, 16 where params is master. */
+/* A block to each slot. Bytes per element: 20 with ADAM_SQUARES, 24 with ADAM_NORMS. */
 template <AdamPart PART, int N>
-__global__ static void __launch_bounds__(THREADS) adam_clipped_kernel(Adam k) {
-    static_assert((int)OPT_WORK == 2 * (int)WARP, "two cuts a lane");
+__global__ static void __launch_bounds__(THREADS) adam_sums_kernel(Adam k) {
     SHARED_ARRAY(double, shared, WARP);
     const AdamStep s = *k.step;
     if (s.skipped) return;
-    const OptRange r = k.x.ranges[blockIdx.y];
-    double *work = k.x.work + (int64_t)blockIdx.y * OPT_WORK;
-    const int64_t count = (int64_t)r.count, last = (int64_t)r.offset + count;
-    const int64_t piece = ((count + OPT_WORK - 1) / OPT_WORK + 15) & ~(int64_t)15;
-    const int64_t begin = min(last, (int64_t)r.offset + blockIdx.x * piece);
-    const int64_t end = min(last, begin + piece);
-    float factor = 1.0f;
-    if constexpr (PART == ADAM_APPLY) {
-        const int lane = threadIdx.x % WARP;
-        const double rms = sqrt(warp_sum(work[lane] + work[lane + WARP]) / (double)count);
-        factor = 1.0f / (float)fmax(1.0, rms / (double)k.a.update_clip);
-    }
-    double squares = 0;
+    const int at = find_range<true>(k, blockIdx.x);
+    if (at < 0) return;
+    const OptRange r = k.x.ranges[at];
+    const int64_t cut = blockIdx.x - first_slot(k, at);
+    const int64_t begin = (int64_t)r.offset + cut * k.piece;
+    const int64_t end = min(begin + k.piece, (int64_t)(r.offset + r.count));
+    if (begin >= end) return; /* a slot between those of two ranges */
+    AdamSums sums = {0, 0, 0};
     for (int64_t e = begin / N * N + (int)threadIdx.x * N; e < end; e += THREADS * N) {
         if (e >= begin && e + N <= end) {
-            squares += adam_elements<PART, N>(k, s, r, factor, e);
+            adam_elements<PART, N>(k, s, r, {}, &sums, e);
             continue;
         }
         for (int64_t i = max(e, begin); i < min(e + N, end); i++)
-            squares += adam_elements<PART, 1>(k, s, r, factor, i);
+            adam_elements<PART, 1>(k, s, r, {}, &sums, i);
     }
-    if constexpr (PART == ADAM_MOMENTS) {
-        squares = block_sum(squares, shared);
-        if (threadIdx.x == 0) work[blockIdx.x] = squares;
+    sums.uu = block_sum(sums.uu, shared);
+    if constexpr (PART == ADAM_NORMS) {
+        sums.uq = block_sum(sums.uq, shared);
+        sums.qq = block_sum(sums.qq, shared);
     }
+    if (threadIdx.x == 0) k.slots[blockIdx.x] = sums;
 }
 
-template <int N> static void launch_adam(Backend *be, const Adam &k) {
+/* A block to each range. */
+__global__ static void __launch_bounds__(THREADS) adam_factors_kernel(Adam k) {
+    SHARED_ARRAY(double, shared, WARP);
+    const OptRange r = k.x.ranges[blockIdx.x];
+    const int64_t first = first_slot(k, (int)blockIdx.x);
+    const int64_t cuts = ((int64_t)r.count + k.piece - 1) / k.piece;
+    if (k.step->skipped) return;
+    AdamSums all = {0, 0, 0};
+    for (int64_t i = threadIdx.x; i < cuts; i += THREADS) {
+        const AdamSums cut = k.slots[first + i];
+        all.uu += cut.uu, all.uq += cut.uq, all.qq += cut.qq;
+    }
+    all.uu = block_sum(all.uu, shared);
+    all.uq = block_sum(all.uq, shared);
+    all.qq = block_sum(all.qq, shared);
+    if (threadIdx.x > 0) return;
+    const double decay = (double)(k.a.weight_decay * r.decay), limit = (double)k.a.update_clip;
+    double shrink = 1, trust = 1;
+    if (limit > 0) shrink = 1 / fmax(1.0, sqrt(all.uu / (double)r.count) / limit);
+    if (k.a.lamb) {
+        const double squares =
+            shrink * shrink * all.uu + 2 * shrink * decay * all.uq + decay * decay * all.qq;
+        if (squares > 0 && all.qq > 0) trust = sqrt(all.qq / squares);
+    }
+    k.factors[blockIdx.x] = {(float)(trust * shrink), (float)(trust * decay)};
+}
+
+template <int N> static void launch_adam(Backend *be, Adam &k) {
     enum {
         BLOCKS = 32
     }; /* of a multiprocessor: several rounds of them, so that none is left alone */
-    if (k.a.update_clip > 0.0f) {
-        const dim3 grid(OPT_WORK, (unsigned)k.x.count);
-        LAUNCH((adam_clipped_kernel<ADAM_MOMENTS, N>), grid, THREADS, 0, be->stream, k);
-        LAUNCH((adam_clipped_kernel<ADAM_APPLY, N>), grid, THREADS, 0, be->stream, k);
-    } else {
-        const int64_t needed = ceil_div((int64_t)k.x.elements, THREADS * N),
-                      most = be->sms * BLOCKS;
-        LAUNCH(adam_kernel<N>, (int)(needed < most ? needed : most), THREADS, 0, be->stream, k);
+    const int64_t elements = (int64_t)k.x.elements, needed = ceil_div(elements, THREADS * N);
+    const int64_t most = (int64_t)be->sms * BLOCKS;
+    const int blocks = (int)(needed < most ? needed : most), count = k.x.count;
+    if (!k.a.lamb && !(k.a.update_clip > 0.0f)) {
+        LAUNCH((adam_kernel<ADAM_ALL, N>), blocks, THREADS, 0, be->stream, k);
+        return;
     }
+    const int64_t least = (elements / ((SLOTS - 1) * count) + 16) & ~(int64_t)15;
+    k.piece = least > THREADS * N ? least : THREADS * N;
+    k.factors = (AdamFactors *)k.x.work;
+    k.slots = (AdamSums *)(k.x.work + count);
+    const int slots = (int)(elements / k.piece) + count;
+    REQUIRE(slots <= SLOTS * count, "%d slots for %d tensors", slots, count);
+    if (k.a.lamb)
+        LAUNCH((adam_sums_kernel<ADAM_NORMS, N>), slots, THREADS, 0, be->stream, k);
+    else
+        LAUNCH((adam_sums_kernel<ADAM_SQUARES, N>), slots, THREADS, 0, be->stream, k);
+    LAUNCH(adam_factors_kernel, count, THREADS, 0, be->stream, k);
+    LAUNCH((adam_kernel<ADAM_APPLY, N>), blocks, THREADS, 0, be->stream, k);
 }
 
 void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s) {

@@ -13,6 +13,7 @@ void test_adam_equals(Test *t);
 void test_adam_large(Test *t);
 void test_adam_skips(Test *t);
 void test_adam_no_gradient(Test *t);
+void test_adam_bad_weights(Test *t);
 void test_adam_ten_steps(Test *t);
 void test_adam_per_tensor(Test *t);
 

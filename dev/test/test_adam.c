@@ -56,7 +56,8 @@ static void adam_fill(Bench *b, const AdamRun *run) {
     bench_random(b, TENSOR_FLOAT, n, run->zero_gradients ? 0 : c->grad_std, run->mean);
 }
 
-static void adam_run(Bench *b, const AdamRun *run) {
+/* The state after the update. */
+static StepState adam_run(Bench *b, const AdamRun *run) {
     const Tensor *at = b->tensors;
     const size_t ranges = (size_t)run->count;
     backend_reserve(b->be, &limits);
@@ -82,7 +83,9 @@ static void adam_run(Bench *b, const AdamRun *run) {
     op_adamw(b->be, &x, &a, s);
     backend_free(b->be, held);
     backend_free(b->be, x.work);
+    decided = state_read(b, s);
     backend_free(b->be, s);
+    return decided;
 }
 
 typedef struct AdamWant {
@@ -287,5 +290,26 @@ void test_adam_no_gradient(Test *t) {
         CHECK(t, memcmp(tensor_read(&b, x), x->in, x->n * sizeof *x->in) == 0,
             "gradients of %g moved the parameters", i % 2 ? 1e-24 : 0.0);
         bench_close(&b);
+    }
+}
+
+/* Whether all at once or after norms were taken. */
+void test_adam_bad_weights(Test *t) {
+    if (strcmp(backend_name(), "cpu") == 0)
+        SKIP(t, "no ReLU of the %s hides such a weight: the loss is not finite", backend_name());
+    for (int i = 0; i < COUNT(adam_cases); i++) {
+        AdamRun run = small_run(&adam_cases[i]);
+        for (int bad = 0; bad < 2; bad++) {
+            Bench b;
+            if (bad) run.std = INFINITY;
+            bench_open(&b, t, run.c->label, NULL, 1);
+            StepState now = adam_run(&b, &run);
+            CHECK_INT(t, now.bad_weights, bad);
+            StepState *s = state_new(&b, now);
+            op_step_decide(b.be, s);
+            CHECK_INT(t, state_read(&b, s).skipped, bad);
+            backend_free(b.be, s);
+            bench_close(&b);
+        }
     }
 }

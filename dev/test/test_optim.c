@@ -175,6 +175,8 @@ const TestCase *test_optim(int *count) {
         {"optim: norms of a large tensor are not summed in float", test_adam_large},
         {"optim: a skipped step changes nothing", test_adam_skips},
         {"optim: parameters without gradient do not move at eps 1e-24", test_adam_no_gradient},
+        {"optim: after an update of a weight that is not finite no step is applied",
+            test_adam_bad_weights},
         {"optim: ten steps of AdamW and LAMB equal numpy's, planted errors are found",
             test_adam_ten_steps},
         {"optim: clipping and trust ratios are per tensor and layer of the model",

@@ -68,7 +68,7 @@ static LoaderOptions loader_options(const Trainer *t, const char *pattern, bool 
     o.seed = (uint64_t)c->seed;
     o.shuffle = training;
     o.prefetch = training && c->prefetch != 0;
-    o.verify = c->verify_data && t->comm.rank == 0;
+    o.verify_bytes = c->verify_data && t->comm.rank == 0 ? INT64_MAX : 0;
     o.vocab = c->vocab == AUTO ? INT32_MAX : (int32_t)c->vocab;
     return o;
 }

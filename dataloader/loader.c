@@ -1,6 +1,8 @@
 /* loader.c: which tokens a step trains on, and a thread that has them ready. The order is computed
- * from (seed, sequence number), never stored, so the position in a run is one integer.
- * Knows shards; knows nothing of models. */
+ * from (seed, sequence number), never stored, so the position in a run is one integer. Files are
+ * read, not mapped, through few descriptors: a corpus has more shards than a process may hold open,
+ * and what happens to a file is an error that can be told, not a signal. Knows shards; knows
+ * nothing of models. */
 #include "dataloader/loader.h"
 
 #include "dataloader/shard.h"
@@ -15,29 +17,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RING = 4 }; /* micro-batches that the thread may be ahead */
-
-/* A token that is not below the vocabulary; found by the thread, reported when its batch is served.
- */
-typedef struct Fault {
-    bool found;
-    int shard;
-    int64_t token; /* position in the shard */
-    int64_t id;
-} Fault;
+enum { RING = 4 };  /* micro-batches that the thread may be ahead */
+enum { OPEN = 64 }; /* descriptors held: shard i holds one only at place i % OPEN */
 
 typedef struct Slot {
     int32_t *inputs, *targets; /* (B, T) each */
-    Fault fault;
+    ShardFault fault;          /* found by the thread, reported when the batch is served */
 } Slot;
 
 struct Loader {
     LoaderOptions options;
     LoaderInfo info;
-    Shard *shards;         /* (info.shards) */
     int64_t *first_window; /* (info.shards + 1): windows in the shards before */
     int64_t micro_steps;   /* per step */
     int64_t next;          /* micro-batch that loader_next serves, counted from step 0 */
+
+    /* Of the thread alone, where there is one */
+    Shard *shards;   /* (info.shards) */
+    Shard *at[OPEN]; /* the one of each place that holds a descriptor, or NULL */
+    void *raw;       /* (T + 1) tokens as they lie in a file */
 
     /* Prefetch; the lock guards everything below, except the contents of a slot while the thread
      * fills it (filling) or while it waits to be served (ready). */
@@ -56,6 +54,22 @@ static int by_name(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+/* FNV-1a: enough to tell a changed data set, which is no attack. */
+static uint64_t fingerprint_add(uint64_t hash, const void *data, size_t size) {
+    for (const unsigned char *p = data; size > 0; p++, size--) hash = (hash ^ *p) * 0x100000001b3;
+    return hash;
+}
+
+static uint64_t fingerprint_shard(uint64_t hash, Shard *s) {
+    int32_t header[SHARD_HEADER_WORDS];
+    const char *slash = strrchr(s->path, '/');
+    const char *name = slash ? slash + 1 : s->path;
+    shard_read_header(s, header);
+    hash = fingerprint_add(hash, name, strlen(name) + 1);
+    hash = fingerprint_add(hash, &s->bytes, sizeof s->bytes);
+    return fingerprint_add(hash, header, sizeof header);
+}
+
 static void open_shards(Loader *l, const char *pattern) {
     glob_t found;
     const int status = glob(pattern, GLOB_NOSORT, NULL, &found);
@@ -71,27 +85,15 @@ static void open_shards(Loader *l, const char *pattern) {
     REQUIRE(found.gl_pathc <= INT32_MAX, "%zu shards", found.gl_pathc);
     l->info.shards = (int)found.gl_pathc;
     l->shards = xcalloc(found.gl_pathc, sizeof *l->shards);
-    for (size_t i = 0; i < found.gl_pathc; i++) shard_open(&l->shards[i], found.gl_pathv[i]);
-    globfree(&found);
-}
-
-/* FNV-1a: enough to tell a changed data set, which is no attack. */
-static uint64_t fingerprint_add(uint64_t hash, const void *data, size_t size) {
-    for (const unsigned char *p = data; size > 0; p++, size--) hash = (hash ^ *p) * 0x100000001b3;
-    return hash;
-}
-
-static uint64_t fingerprint(const Loader *l) {
-    uint64_t hash = 0xcbf29ce484222325;
-    for (int i = 0; i < l->info.shards; i++) {
-        const Shard *s = &l->shards[i];
-        const char *slash = strrchr(s->path, '/');
-        const char *name = slash ? slash + 1 : s->path;
-        hash = fingerprint_add(hash, name, strlen(name) + 1);
-        hash = fingerprint_add(hash, &s->map_bytes, sizeof s->map_bytes);
-        hash = fingerprint_add(hash, s->map, SHARD_HEADER_BYTES);
+    l->info.fingerprint = 0xcbf29ce484222325;
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        Shard *s = &l->shards[i];
+        shard_open(s, found.gl_pathv[i]);
+        l->info.fingerprint = fingerprint_shard(l->info.fingerprint, s);
+        l->info.bytes += (int64_t)s->bytes;
+        shard_release(s);
     }
-    return hash;
+    globfree(&found);
 }
 
 /* Shards that record their tokenizer must record the same one. */
@@ -107,6 +109,7 @@ static void check_tokenizers(Loader *l) {
             l->info.eos = s->info.eos;
             l->info.tokenizer_hash = s->info.tokenizer_hash;
         }
+        l->info.extended++;
         const ShardInfo *a = &first->info, *b = &s->info;
         if (a->vocab == b->vocab && a->eos == b->eos && a->tokenizer_hash == b->tokenizer_hash)
             continue;
@@ -163,8 +166,12 @@ Loader *loader_open(const LoaderOptions *options) {
     open_shards(l, o->pattern);
     check_tokenizers(l);
     count_windows(l);
-    l->info.fingerprint = fingerprint(l);
-    for (int i = 0; o->verify && i < l->info.shards; i++) shard_verify(&l->shards[i], o->vocab);
+    l->raw = xcalloc((size_t)o->seq_len + 1, sizeof(uint32_t));
+    l->info.verified = l->info.bytes <= o->verify_bytes;
+    for (int i = 0; l->info.verified && i < l->info.shards; i++) {
+        shard_verify(&l->shards[i], o->vocab);
+        shard_release(&l->shards[i]);
+    }
     if (o->prefetch) prefetch_start(l);
     return l;
 }
@@ -173,11 +180,18 @@ const LoaderInfo *loader_info(const Loader *l) {
     return &l->info;
 }
 
+const char *loader_shard(const Loader *l, int shard, ShardInfo *info) {
+    REQUIRE(shard >= 0 && shard < l->info.shards, "shard %d of %d", shard, l->info.shards);
+    *info = l->shards[shard].info;
+    return l->shards[shard].path;
+}
+
 void loader_close(Loader *l) {
     if (!l) return;
     if (l->options.prefetch) prefetch_stop(l);
     for (int i = l->info.shards; i-- > 0;) shard_close(&l->shards[i]);
     free(l->shards);
+    free(l->raw);
     free(l->first_window);
     free((char *)l->options.pattern);
     free(l);
@@ -204,8 +218,7 @@ void loader_locate(const Loader *l, int64_t g, int *shard, int64_t *token) {
     *token = ((int64_t)window - l->first_window[low]) * l->options.seq_len;
 }
 
-/* ---- filling a micro-batch
- * ----------------------------------------------------------------------- */
+/* ---- filling a micro-batch ---- */
 
 /* Inputs are tokens [0, T), targets [1, T]. Returns the largest id among all T + 1. */
 static uint32_t copy_u16(
@@ -234,45 +247,53 @@ static uint32_t copy_u32(
     return largest;
 }
 
-static Fault find_fault(const Loader *l, int shard, int64_t token) {
-    const Shard *s = &l->shards[shard];
-    for (int64_t k = token; k <= token + l->options.seq_len; k++) {
-        const int64_t id = s->tokens_u16 ? s->tokens_u16[k] : (int64_t)s->tokens_u32[k];
-        if (id >= l->options.vocab) return (Fault){true, shard, k, id};
+/* The first id of a window that is too large. */
+static void bad_token(const Loader *l, const Shard *s, int64_t first, ShardFault *f) {
+    const uint16_t *u16 = l->raw;
+    const uint32_t *u32 = l->raw;
+    int64_t id = 0, k = 0;
+    for (; k <= l->options.seq_len; k++) {
+        id = s->info.token_bytes == 2 ? u16[k] : (int64_t)u32[k];
+        if (id >= l->options.vocab) break;
     }
-    return (Fault){0}; /* the file changed between two reads */
+    f->code = EXIT_INPUT;
+    snprintf(f->what, sizeof f->what,
+        "%s: byte %" PRId64 ": token %" PRId64 " is %" PRId64
+        "; expected less than the vocabulary size, %d. The shard is damaged or belongs to "
+        "another tokenizer: check it with 'shard_tool verify'.",
+        s->path, SHARD_HEADER_BYTES + (first + k) * s->info.token_bytes, first + k, id,
+        l->options.vocab);
 }
 
-/* Fills slot with micro-batch number micro of this process. Reads nothing that changes. */
-static void fill(const Loader *l, Slot *slot, int64_t micro) {
+/* Reads T + 1 tokens; before, whoever holds the shard's place for a descriptor gives it up. */
+static bool fill_window(Loader *l, int shard, int64_t token, int32_t *inputs /* (T) */,
+    int32_t *targets /* (T) */, ShardFault *f) {
+    const int T = l->options.seq_len;
+    Shard *s = &l->shards[shard], **place = &l->at[shard % OPEN];
+    if (*place && *place != s) shard_release(*place);
+    *place = s;
+    if (!shard_read(s, token, (int64_t)T + 1, l->raw, f)) return false;
+    const uint32_t largest = s->info.token_bytes == 2 ? copy_u16(inputs, targets, l->raw, T)
+                                                      : copy_u32(inputs, targets, l->raw, T);
+    if (largest >= (uint32_t)l->options.vocab) bad_token(l, s, token, f);
+    return largest < (uint32_t)l->options.vocab;
+}
+
+/* Fills slot with micro-batch number micro of this process, up to the first fault. */
+static void fill(Loader *l, Slot *slot, int64_t micro) {
     const LoaderOptions *o = &l->options;
     const size_t T = (size_t)o->seq_len;
     const int64_t step = micro / l->micro_steps;
     const int64_t first = step * o->step_sequences + (o->step_sequences / o->world) * o->rank +
                           (micro % l->micro_steps) * o->batch;
-    slot->fault.found = false;
+    slot->fault.code = 0;
     for (int b = 0; b < o->batch; b++) {
         int shard;
         int64_t token;
         loader_locate(l, first + b, &shard, &token);
-        const Shard *s = &l->shards[shard];
         int32_t *inputs = slot->inputs + (size_t)b * T, *targets = slot->targets + (size_t)b * T;
-        const uint32_t largest = s->tokens_u16
-                                     ? copy_u16(inputs, targets, s->tokens_u16 + token, o->seq_len)
-                                     : copy_u32(inputs, targets, s->tokens_u32 + token, o->seq_len);
-        if (largest >= (uint32_t)o->vocab && !slot->fault.found)
-            slot->fault = find_fault(l, shard, token);
+        if (!fill_window(l, shard, token, inputs, targets, &slot->fault)) return;
     }
-}
-
-static void report_fault(const Loader *l, const Fault *f) {
-    const Shard *s = &l->shards[f->shard];
-    die(EXIT_INPUT,
-        "%s: byte %" PRId64 ": token %" PRId64 " is %" PRId64
-        "; expected less than the vocabulary size, %d. The shard is damaged or belongs to "
-        "another tokenizer: check it with 'shard_tool verify'.",
-        s->path, SHARD_HEADER_BYTES + f->token * s->info.token_bytes, f->token, f->id,
-        l->options.vocab);
 }
 
 /* ---- prefetch ---- */
@@ -349,16 +370,18 @@ void loader_seek(Loader *l, int64_t step) {
 void loader_next(Loader *l, int32_t *inputs, int32_t *targets) {
     const int64_t micro = l->next++;
     if (!l->options.prefetch) {
-        Slot slot = {.inputs = inputs, .targets = targets};
-        fill(l, &slot, micro);
-        if (slot.fault.found) report_fault(l, &slot.fault);
+        Slot *slot = &l->ring[0]; /* not filled by a thread: lends its place for a fault */
+        slot->inputs = inputs;
+        slot->targets = targets;
+        fill(l, slot, micro);
+        if (slot->fault.code) die(slot->fault.code, "%s", slot->fault.what);
         return;
     }
     pthread_mutex_lock(&l->lock);
     while (l->produce <= micro) pthread_cond_wait(&l->changed, &l->lock);
     pthread_mutex_unlock(&l->lock);
     const Slot *slot = &l->ring[micro % RING];
-    if (slot->fault.found) report_fault(l, &slot->fault);
+    if (slot->fault.code) die(slot->fault.code, "%s", slot->fault.what);
     const size_t bytes = (size_t)l->options.batch * (size_t)l->options.seq_len * sizeof *inputs;
     memcpy(inputs, slot->inputs, bytes);
     memcpy(targets, slot->targets, bytes);

@@ -1,6 +1,7 @@
-/* shard.c: opens, checks and writes token shards (layout: FORMAT.md). The reader trusts nothing in
- * a file before it has been compared with the file's own size; the writer publishes a file only
- * when it is whole. Knows nothing of models or batches. */
+/* shard.c: opens, reads, checks and writes token shards (layout: FORMAT.md). The reader trusts
+ * nothing in a file before it has been compared with the file's own size, nor that the file stays
+ * as it was; the writer publishes a file only when it is whole. Knows nothing of models or
+ * batches. */
 #include "dataloader/shard.h"
 
 #include "laser/base.h"
@@ -8,12 +9,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -75,83 +73,7 @@ static const char *foreign_kind(uint32_t word) {
     return "not a token shard";
 }
 
-/* ---- files that change under the mapping ---- */
-
-/* A mapped file that is cut short by someone else answers a read with SIGBUS, and only a signal
- * handler can turn that into a message; so the list of mappings has to be a global. */
-typedef struct Mapping {
-    const char *base;
-    uint64_t bytes;
-    const char *path;
-    struct Mapping *next;
-} Mapping;
-static Mapping *mappings;
-static pthread_mutex_t mappings_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void write_all(const char *text, size_t size) {
-    while (size > 0) {
-        ssize_t n = write(STDERR_FILENO, text, size);
-        if (n <= 0) return;
-        text += n;
-        size -= (size_t)n;
-    }
-}
-
-static void write_text(const char *text) {
-    write_all(text, strlen(text));
-}
-
-static void on_sigbus(int signo, siginfo_t *info, void *context) {
-    (void)context;
-    const char *at = info->si_addr;
-    for (const Mapping *m = mappings; m; m = m->next) {
-        if (at < m->base || at >= m->base + m->bytes) continue;
-        char digits[24];
-        size_t i = sizeof digits;
-        uint64_t byte = (uint64_t)(at - m->base);
-        do {
-            digits[--i] = (char)('0' + byte % 10);
-            byte /= 10;
-        } while (byte);
-        write_text("error: ");
-        write_text(m->path);
-        write_text(": byte ");
-        write_all(digits + i, sizeof digits - i);
-        write_text(": cannot be read any more: the file was cut short or its disk failed while it "
-                   "was in use. "
-                   "Restore the file and start the same command again.\n");
-        _exit(EXIT_INPUT);
-    }
-    /* not ours: the access is repeated and ends the process as it would have */
-    signal(signo, SIG_DFL);
-}
-
-static void guard_add(const Shard *s) {
-    Mapping *m = xcalloc(1, sizeof *m);
-    *m = (Mapping){s->map, s->map_bytes, s->path, NULL};
-    pthread_mutex_lock(&mappings_lock);
-    if (!mappings) {
-        struct sigaction act = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
-        sigaction(SIGBUS, &act, NULL);
-    }
-    m->next = mappings;
-    mappings = m;
-    pthread_mutex_unlock(&mappings_lock);
-}
-
-static void guard_remove(const Shard *s) {
-    pthread_mutex_lock(&mappings_lock);
-    for (Mapping **at = &mappings; *at; at = &(*at)->next) {
-        if ((*at)->base != s->map) continue;
-        Mapping *gone = *at;
-        *at = gone->next;
-        free(gone);
-        break;
-    }
-    pthread_mutex_unlock(&mappings_lock);
-}
-
-/* ---- reading ---- */
+/* ---- the header ---- */
 
 static int64_t read_i64(const int32_t *words) {
     return (int64_t)((uint64_t)(uint32_t)words[1] << 32 | (uint32_t)words[0]);
@@ -228,80 +150,201 @@ static void parse_header(ShardInfo *info, const int32_t *h, uint64_t file_bytes,
     if (h[WORD_EXT_MAGIC] == EXT_MAGIC) parse_extension(info, h, path);
 }
 
-/* A plain pread, and not the mapping: opening thousands of shards should not map a page of each. */
-static void read_header(int fd, int32_t *header /* (SHARD_HEADER_WORDS) */, const char *path) {
+/* Bytes read: less than size at the end of the file, or -1 with errno. */
+static int64_t read_at(int fd, void *data, size_t size, uint64_t offset) {
     size_t got = 0;
-    while (got < SHARD_HEADER_BYTES) {
-        ssize_t n = pread(fd, (char *)header + got, SHARD_HEADER_BYTES - got, (off_t)got);
+    while (got < size) {
+        const ssize_t n = pread(fd, (char *)data + got, size - got, (off_t)(offset + got));
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) bad_shard(path, got, "cannot read the header: %s.", strerror(errno));
-        if (n == 0)
-            bad_shard(path, got,
-                "the file ends within the header; expected %d bytes of header. " REMAKE,
-                SHARD_HEADER_BYTES);
+        if (n < 0) return -1;
+        if (n == 0) break;
         got += (size_t)n;
     }
+    return (int64_t)got;
+}
+
+static void read_header(int fd, int32_t *header /* (SHARD_HEADER_WORDS) */, const char *path) {
+    const int64_t got = read_at(fd, header, SHARD_HEADER_BYTES, 0);
+    if (got < 0) bad_shard(path, 0, "cannot read the header: %s.", strerror(errno));
+    if (got < SHARD_HEADER_BYTES)
+        bad_shard(path, (uint64_t)got,
+            "the file ends within the header; expected %d bytes of header. " REMAKE,
+            SHARD_HEADER_BYTES);
+}
+
+/* ---- opening ---- */
+
+static int open_file(const char *path) {
+    /* O_NONBLOCK: a FIFO under this name is reported, not waited for */
+    return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+}
+
+static int open_error_code(void) {
+    return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? EXIT_IO : EXIT_INPUT;
+}
+
+static int64_t modified_ns(const struct stat *st) {
+    return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
 }
 
 void shard_open(Shard *s, const char *path) {
     *s = (Shard){.path = xstrdup(path)};
-    /* O_NONBLOCK: a FIFO under this name is reported, not waited for */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        die(errno == EMFILE || errno == ENFILE ? EXIT_IO : EXIT_INPUT, "%s: cannot be opened: %s.",
-            path, strerror(errno));
+    s->fd = open_file(path);
+    if (s->fd < 0) die(open_error_code(), "%s: cannot be opened: %s.", path, strerror(errno));
     struct stat st;
-    if (fstat(fd, &st) != 0) die(EXIT_INPUT, "%s: cannot be examined: %s.", path, strerror(errno));
+    if (fstat(s->fd, &st) != 0)
+        die(EXIT_INPUT, "%s: cannot be examined: %s.", path, strerror(errno));
     if (!S_ISREG(st.st_mode))
         die(EXIT_INPUT, "%s: is a directory or a device; expected a token shard file.", path);
     int32_t header[SHARD_HEADER_WORDS];
-    read_header(fd, header, path);
-    s->map_bytes = (uint64_t)st.st_size;
-    parse_header(&s->info, header, s->map_bytes, path);
-    s->map = mmap(NULL, s->map_bytes, PROT_READ, MAP_SHARED, fd, 0);
-    if (s->map == MAP_FAILED)
-        die(EXIT_IO, "%s: cannot map %" PRIu64 " bytes into memory: %s.", path, s->map_bytes,
-            strerror(errno));
-    close(fd);
-    guard_add(s);
-    const void *payload = (const char *)s->map + SHARD_HEADER_BYTES;
-    if (s->info.token_bytes == 2)
-        s->tokens_u16 = payload;
-    else
-        s->tokens_u32 = payload;
+    read_header(s->fd, header, path);
+    s->bytes = (uint64_t)st.st_size;
+    s->modified = modified_ns(&st);
+    s->header_crc = crc32c(0, header, sizeof header);
+    parse_header(&s->info, header, s->bytes, path);
+}
+
+void shard_release(Shard *s) {
+    if (s->fd >= 0) close(s->fd);
+    s->fd = -1;
 }
 
 void shard_close(Shard *s) {
-    if (s->map) {
-        guard_remove(s);
-        munmap(s->map, s->map_bytes);
-    }
+    shard_release(s);
+    free(s->piece);
     free(s->path);
-    *s = (Shard){0};
+    *s = (Shard){.fd = -1};
 }
 
-void shard_verify(const Shard *s, int32_t vocab) {
-    enum { CHUNK = 1 << 16 };
+/* ---- reading ---- */
+
+static bool fault(ShardFault *f, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+static bool fault(ShardFault *f, int code, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(f->what, sizeof f->what, fmt, args);
+    va_end(args);
+    f->code = code;
+    return false;
+}
+
+#define RESTORE "Restore the file and start the same command again."
+
+/* A file of another time is the same shard when its header says so: with our extension the header
+ * vouches for the tokens by their checksum. A plain header tells the count alone. */
+static bool same_header(Shard *s, const struct stat *st, ShardFault *f) {
+    int32_t header[SHARD_HEADER_WORDS];
+    const int64_t got = read_at(s->fd, header, sizeof header, 0);
+    if (got != sizeof header || crc32c(0, header, sizeof header) != s->header_crc)
+        return fault(f, EXIT_INPUT,
+            "%s: was replaced by another file while it was in use: its header is not the one that "
+            "it had at the start. " RESTORE,
+            s->path);
+    if (modified_ns(st) != s->modified && !s->info.extended)
+        return fault(f, EXIT_INPUT,
+            "%s: was changed while it was in use: it was written to after the start, and a plain "
+            "llm.c header has no checksum of the tokens. " RESTORE,
+            s->path);
+    s->modified = modified_ns(st);
+    return true;
+}
+
+/* Opens the file if need be, and compares it with what it was. */
+static bool require_same(Shard *s, ShardFault *f) {
+    const bool again = s->fd < 0;
+    if (again) s->fd = open_file(s->path);
+    if (s->fd < 0)
+        return fault(f, open_error_code(),
+            "%s: cannot be opened any more: %s. It was there at the start. " RESTORE, s->path,
+            strerror(errno));
+    struct stat st;
+    if (fstat(s->fd, &st) != 0)
+        return fault(f, EXIT_INPUT, "%s: cannot be examined any more: %s. " RESTORE, s->path,
+            strerror(errno));
+    if ((uint64_t)st.st_size < s->bytes)
+        return fault(f, EXIT_INPUT,
+            "%s: byte %" PRIu64 ": cannot be read any more: the file was cut short while it was in "
+            "use; it had %" PRIu64 " bytes. " RESTORE,
+            s->path, (uint64_t)st.st_size, s->bytes);
+    if ((uint64_t)st.st_size > s->bytes)
+        return fault(f, EXIT_INPUT,
+            "%s: was replaced or added to while it was in use: it has %" PRIu64
+            " bytes, and had %" PRIu64 ". " RESTORE,
+            s->path, (uint64_t)st.st_size, s->bytes);
+    return (!again && modified_ns(&st) == s->modified) || same_header(s, &st, f);
+}
+
+bool shard_read(Shard *s, int64_t first, int64_t n, void *tokens, ShardFault *f) {
+    REQUIRE(first >= 0 && n >= 0 && n <= s->info.tokens - first,
+        "tokens %" PRId64 " + %" PRId64 " of %" PRId64, first, n, s->info.tokens);
+    const size_t size = (size_t)n * (size_t)s->info.token_bytes;
+    const uint64_t offset = SHARD_HEADER_BYTES + (uint64_t)(first * s->info.token_bytes);
+    if (!require_same(s, f)) return false;
+    const int64_t got = read_at(s->fd, tokens, size, offset);
+    if (got == (int64_t)size) return true;
+    if (got < 0)
+        return fault(f, EXIT_INPUT, "%s: byte %" PRIu64 ": cannot be read any more: %s. " RESTORE,
+            s->path, offset, strerror(errno));
+    return fault(f, EXIT_INPUT,
+        "%s: byte %" PRIu64 ": cannot be read any more: the file was cut short while it was in "
+        "use. " RESTORE,
+        s->path, offset + (uint64_t)got);
+}
+
+void shard_read_header(Shard *s, int32_t *header) {
+    ShardFault f;
+    if (!require_same(s, &f)) die(f.code, "%s", f.what);
+    read_header(s->fd, header, s->path);
+}
+
+enum { PIECE_TOKENS = 1 << 16 };
+typedef struct ShardPiece {
+    int64_t first, count;
+    union {
+        uint16_t u16[PIECE_TOKENS];
+        uint32_t u32[PIECE_TOKENS];
+    } tokens;
+} ShardPiece;
+
+static int64_t piece_token(const ShardPiece *p, int token_bytes, int64_t i) {
+    return token_bytes == 2 ? p->tokens.u16[i] : (int64_t)p->tokens.u32[i];
+}
+
+static void read_piece(Shard *s, ShardPiece *p, int64_t first) {
+    ShardFault f;
+    const int64_t rest = s->info.tokens - first;
+    p->first = first;
+    p->count = rest < PIECE_TOKENS ? rest : PIECE_TOKENS;
+    if (!shard_read(s, first, p->count, &p->tokens, &f)) die(f.code, "%s", f.what);
+}
+
+int64_t shard_token(Shard *s, int64_t i) {
+    REQUIRE(i >= 0 && i < s->info.tokens, "token %" PRId64 " of %" PRId64, i, s->info.tokens);
+    if (!s->piece) s->piece = xcalloc(1, sizeof *s->piece);
+    if (i < s->piece->first || i >= s->piece->first + s->piece->count)
+        read_piece(s, s->piece, i / PIECE_TOKENS * PIECE_TOKENS);
+    return piece_token(s->piece, s->info.token_bytes, i - s->piece->first);
+}
+
+void shard_verify(Shard *s, int32_t vocab) {
     int64_t limit = s->info.extended ? s->info.vocab : INT64_MAX;
     if (vocab > 0 && vocab < limit) limit = vocab;
-    const char *payload = (const char *)s->map + SHARD_HEADER_BYTES;
-    const int64_t bytes = s->info.token_bytes;
+    ShardPiece *p = xcalloc(1, sizeof *p);
     uint32_t crc = 0;
-    madvise(s->map, s->map_bytes, MADV_SEQUENTIAL);
-    for (int64_t i = 0; i < s->info.tokens; i += CHUNK) {
-        const int64_t n = s->info.tokens - i < CHUNK ? s->info.tokens - i : CHUNK;
-        for (int64_t k = i; k < i + n; k++) {
-            const int64_t id = s->tokens_u16 ? s->tokens_u16[k] : (int64_t)s->tokens_u32[k];
+    for (int64_t i = 0; i < s->info.tokens; i += p->count) {
+        read_piece(s, p, i);
+        for (int64_t k = 0; k < p->count; k++) {
+            const int64_t id = piece_token(p, s->info.token_bytes, k);
             if (id >= limit)
-                bad_shard(s->path, SHARD_HEADER_BYTES + (uint64_t)(k * bytes),
+                bad_shard(s->path, SHARD_HEADER_BYTES + (uint64_t)((i + k) * s->info.token_bytes),
                     "token %" PRId64 " is %" PRId64
                     "; expected less than the vocabulary size, %" PRId64
                     ". The shard is damaged or belongs to another tokenizer.",
-                    k, id, limit);
+                    i + k, id, limit);
         }
-        crc = crc32c(crc, payload + i * bytes, (size_t)(n * bytes));
+        crc = crc32c(crc, &p->tokens, (size_t)(p->count * s->info.token_bytes));
     }
-    madvise(s->map, s->map_bytes, MADV_NORMAL);
+    free(p);
     if (s->info.extended && crc != s->info.payload_crc)
         bad_shard(s->path, SHARD_HEADER_BYTES,
             "checksum of the tokens is %08" PRIx32 "; the header (byte %d) says %08" PRIx32

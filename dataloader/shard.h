@@ -27,24 +27,46 @@ typedef struct ShardInfo {
     uint32_t payload_crc;    /* CRC32C of the token bytes */
 } ShardInfo;
 
-/* One mapped shard. tokens_u16 or tokens_u32 is set, the other is NULL. */
+/* A shard of which header and size were checked. The descriptor is opened where it is needed and
+ * may be given back at any time; a file that is another one when it is opened again is noticed. */
 typedef struct Shard {
     char *path;
     ShardInfo info;
-    const uint16_t *tokens_u16;
-    const uint32_t *tokens_u32;
-    void *map;
-    uint64_t map_bytes;
+    uint64_t bytes; /* of the file */
+    /* as it was when it was opened first, to know it by */
+    int64_t modified; /* ns since 1970 */
+    uint32_t header_crc;
+    int fd; /* -1: given back */
+    struct ShardPiece *piece;
 } Shard;
 
-/* Maps the file and checks header and size; dies (EXIT_INPUT) naming file and byte offset. Does not
- * touch the payload. */
+/* What is wrong with a file that was whole when it was opened; for a thread that may not end the
+ * program itself. */
+enum { SHARD_FAULT_BYTES = 5120 };
+typedef struct ShardFault {
+    int code; /* exit code; 0: nothing is wrong */
+    char what[SHARD_FAULT_BYTES];
+} ShardFault;
+
+/* Opens the file and checks header and size; dies (EXIT_INPUT) naming file and byte offset. Does
+ * not touch the payload. */
 void shard_open(Shard *s, const char *path);
+void shard_release(Shard *s); /* gives the descriptor back; everything below opens it again */
 void shard_close(Shard *s);
+
+/* Copies n tokens from token `first` on as they lie in the file, token_bytes each. False, with the
+ * fault, where the file vanished, was cut or is another one than it was; nothing is mapped, so that
+ * no access can fail in another way. For one thread at a time. */
+bool shard_read(Shard *s, int64_t first, int64_t n, void *tokens, ShardFault *fault);
+void shard_read_header(Shard *s, int32_t *header /* (SHARD_HEADER_WORDS) */);
+
+/* One token, out of a piece that is kept: for passes in order. Dies where the file is not as it
+ * was. */
+int64_t shard_token(Shard *s, int64_t i);
 
 /* Reads the whole payload: checksum where the header has one, every id below the header's
  * vocabulary and, when > 0, below vocab. Dies naming file and offset of the first fault. */
-void shard_verify(const Shard *s, int32_t vocab);
+void shard_verify(Shard *s, int32_t vocab);
 
 /* Writer: tokens are collected into PATH.tmp, which shard_writer_close completes (header, checksum,
  * fsync) and renames; a crash leaves no file under the final name. */

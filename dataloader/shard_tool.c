@@ -78,10 +78,6 @@ static Options parse_options(int argc, char **argv) {
     return o;
 }
 
-static int64_t token_at(const Shard *s, int64_t i) {
-    return s->tokens_u16 ? s->tokens_u16[i] : (int64_t)s->tokens_u32[i];
-}
-
 static void print_info(const Shard *s) {
     const ShardInfo *i = &s->info;
     printf("%s: %" PRId64 " tokens of %d bytes", s->path, i->tokens, i->token_bytes);
@@ -105,13 +101,13 @@ typedef struct Counts {
     size_t capacity;
 } Counts;
 
-static void count_shard(Counts *c, const Shard *s) {
+static void count_shard(Counts *c, Shard *s) {
     c->shards++;
     c->tokens += s->info.tokens;
     c->documents =
         c->documents < 0 || s->info.documents < 0 ? -1 : c->documents + s->info.documents;
     for (int64_t i = 0; i < s->info.tokens; i++) {
-        const size_t id = (size_t)token_at(s, i);
+        const size_t id = (size_t)shard_token(s, i);
         if (id > LARGEST_ID)
             die(EXIT_INPUT,
                 "%s: byte %" PRId64 ": token %" PRId64
@@ -159,13 +155,13 @@ static void open_vocabulary(Vocab *v, const Options *o, const Shard *s) {
             s->path, s->info.vocab, o->tokenizer ? o->tokenizer : path, v->size);
 }
 
-static void print_text(const Shard *s, const Options *o) {
+static void print_text(Shard *s, const Options *o) {
     Vocab v;
     open_vocabulary(&v, o, s);
     const int64_t rest = s->info.tokens - o->from;
     const int64_t end = o->tokens < rest ? o->from + o->tokens : s->info.tokens;
     for (int64_t i = o->from; i < end; i++) {
-        const int64_t id = token_at(s, i);
+        const int64_t id = shard_token(s, i);
         if (id >= v.size)
             die(EXIT_INPUT,
                 "%s: byte %" PRId64 ": token %" PRId64 " is %" PRId64

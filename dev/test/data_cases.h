@@ -1,5 +1,6 @@
-/* data_cases.h: what test_data.c (shards, vocabulary files) and test_loader.c (which tokens a step
- * reads) share: an independent writer of the llm.c layout, and the loader's cases for the table. */
+/* data_cases.h: what test_data.c (shards, vocabulary files), test_loader.c (which tokens a step
+ * reads), test_files.c (what becomes of the files) and test_manifest.c share: an independent writer
+ * of the llm.c layout, and the cases of the others for the table. */
 #ifndef DEV_TEST_DATA_CASES_H
 #define DEV_TEST_DATA_CASES_H
 
@@ -21,5 +22,8 @@ void test_loader_wide(Test *t);
 void test_loader_fingerprint(Test *t);
 void test_loader_refuses(Test *t);
 void test_loader_bad_token(Test *t);
+void test_files_many(Test *t);
+void test_files_large(Test *t);
+void test_files_change(Test *t);
 
 #endif

@@ -51,10 +51,6 @@ static int32_t token_value(int i, int32_t vocab) {
     return (int32_t)(((int64_t)i * 7919 + i / 13) % vocab);
 }
 
-static int64_t id_at(const Shard *s, int64_t i) {
-    return s->tokens_u16 ? s->tokens_u16[i] : (int64_t)s->tokens_u32[i];
-}
-
 /* ---- round trips ----------------------------------------------------------------------------- */
 
 enum { COUNT = 150001 }; /* more than the writer's buffer, and odd */
@@ -88,7 +84,7 @@ static void check_round_trip(Test *t, int32_t vocab, int token_bytes) {
     CHECK_INT(t, s.info.separator, 1);
     CHECK_INT(t, s.info.tokenizer_hash, 0x0123456789abcdef);
     int wrong = 0;
-    for (int i = 0; i < COUNT; i++) wrong += id_at(&s, i) != token_value(i, vocab);
+    for (int i = 0; i < COUNT; i++) wrong += shard_token(&s, i) != token_value(i, vocab);
     CHECK_INT(t, wrong, 0);
     shard_verify(&s, 0);
     shard_close(&s);
@@ -125,7 +121,7 @@ static void test_shard_from_llmc(Test *t) {
         CHECK_INT(t, s.info.vocab, 0);
         CHECK_INT(t, s.info.eos, -1);
         CHECK_INT(t, s.info.documents, -1);
-        for (int i = 0; i < 1001; i++) CHECK_INT(t, id_at(&s, i), tokens[i]);
+        for (int i = 0; i < 1001; i++) CHECK_INT(t, shard_token(&s, i), tokens[i]);
         shard_verify(&s, 0);
         shard_close(&s);
     }
@@ -279,7 +275,7 @@ static void read_while_cut(void *path) {
     shard_open(&s, path);
     if (truncate(path, 8192) != 0) return;
     int64_t sum = 0;
-    for (int64_t i = 0; i < s.info.tokens; i++) sum += id_at(&s, i);
+    for (int64_t i = 0; i < s.info.tokens; i++) sum += shard_token(&s, i);
     if (sum == 0) puts("all zero");
 }
 
@@ -396,6 +392,10 @@ const TestCase *test_data(int *count) {
         {"loader: a data set that does not fit is refused", test_loader_refuses},
         {"loader: an id beyond the vocabulary ends the run where it is served",
             test_loader_bad_token},
+        {"loader: 2000 shards open at once, and few of them are held open", test_files_many},
+        {"loader: an order of 2^28 windows takes no memory", test_files_large},
+        {"loader: a shard that vanishes, is cut or replaced under it is a clear error",
+            test_files_change},
     };
     return TEST_TABLE(cases, count);
 }

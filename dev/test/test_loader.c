@@ -12,6 +12,7 @@
 
 #include "dataloader/loader.h"
 #include "dataloader/shard.h"
+#include "laser/rng.h"
 
 /* Four shards; T = 8: 5 + 0 + 4 + 12 windows. Shard s holds ids 1000 s, 1000 s + 1, ... */
 enum { T = 8, SHARDS = 4, WINDOWS = 21, VOCAB = 5000 };
@@ -135,6 +136,10 @@ void test_loader_pure(Test *t) {
     run(t, o, 0, WINDOWS, a);
     run(t, o, 0, WINDOWS, b);
     CHECK_INT(t, differences(a, b, 42), 0);
+    /* the function that is documented: runs of today must find their place tomorrow */
+    for (uint64_t g = 0; g < 42; g++)
+        CHECK_INT(
+            t, a[g], rng_permute(42, RNG_SHUFFLE + 256 * (g / WINDOWS), g % WINDOWS, WINDOWS));
     o.seed = 43;
     run(t, o, 0, WINDOWS, b);
     CHECK(t, differences(a, b, 42) > WINDOWS, "seed 43 gives the order of seed 42");
@@ -150,7 +155,8 @@ void test_loader_pure(Test *t) {
 }
 
 void test_loader_worlds(Test *t) {
-    enum { STEP = 12, STEPS = 7 };
+    enum { STEP = 12, STEPS = 7, EPOCHS = STEP * STEPS / WINDOWS };
+    _Static_assert(EPOCHS * WINDOWS == STEP * STEPS, "whole epochs");
     static const int split[][2] = {{1, 12}, {1, 4}, {2, 1}, {2, 6}, {2, 3}, {4, 1}, {4, 3}};
     char pattern[DATA_PATH];
     int one[STEP * STEPS], w[STEP * STEPS];
@@ -165,6 +171,10 @@ void test_loader_worlds(Test *t) {
             run(t, o, 0, STEPS, w);
             CHECK(t, differences(one, w, STEP * STEPS) == 0, "world %d, batch %d, prefetch %d",
                 o.world, o.batch, prefetch);
+            for (int e = 0; e < EPOCHS; e++) CHECK_INT(t, not_once(w + e * WINDOWS), 0);
+            for (int e = 1; e < EPOCHS; e++)
+                CHECK(t, differences(w, w + e * WINDOWS, WINDOWS) > WINDOWS / 2, "epoch %d repeats",
+                    e);
         }
 }
 

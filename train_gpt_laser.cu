@@ -8,8 +8,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "dataloader/loader.h"
-#include "dataloader/vocab.h"
 #include "laser/base.h"
 #include "laser/checkpoint.h"
 #include "laser/comm.h"
@@ -18,11 +16,13 @@
 #include "laser/model.h"
 #include "laser/optim.h"
 #include "laser/plan.h"
+#include "laser/rundata.h"
 #include "laser/rundir.h"
 #include "laser/runlog.h"
 #include "laser/sample.h"
 #include "laser/schedule.h"
 #include "laser/stop.h"
+#include "laser/validate.h"
 
 enum { PATH_BYTES = 4096, MAX_SKIPPED_IN_ROW = 20, MAX_PEAK_MEASUREMENTS = 10 };
 enum { STEPS_UNDER_WAY = 2 };
@@ -31,19 +31,17 @@ typedef struct Trainer {
     Config config;
     Comm comm;
     Backend *be;
-    Loader *train, *val; /* val: NULL without validation shards */
-    Vocab vocab;         /* size 0 when there is none */
+    RunData data;
     Model model;
     Optim optim;
-    StepState *val_state; /* backend memory */
-    RunLog *log;          /* NULL on ranks > 0 */
+    Validation validation; /* nothing without validation shards */
+    RunLog *log;           /* NULL on ranks > 0 */
     RunState state;
     Schedule schedule;
     AdamArgs adam;
     char *config_json;
     char checkpoints[PATH_BYTES]; /* empty: nothing is kept */
     int32_t *inputs, *targets;    /* (B, T) of this process */
-    int64_t step_sequences;       /* of all processes */
     int micro_steps;
     double peak_flops;
     int peak_measured; /* times again */
@@ -55,87 +53,27 @@ typedef struct Trainer {
 
 /* ---- opening ---- */
 
-static LoaderOptions loader_options(const Trainer *t, const char *pattern, bool training) {
-    const Config *c = &t->config;
-    LoaderOptions o;
-    memset(&o, 0, sizeof o);
-    o.pattern = pattern;
-    o.seq_len = (int)c->seq_len;
-    o.batch = training ? (int)c->batch : 1;
-    o.step_sequences = training ? t->step_sequences : 1;
-    o.rank = training ? t->comm.rank : 0;
-    o.world = training ? t->comm.world : 1;
-    o.seed = (uint64_t)c->seed;
-    o.shuffle = training;
-    o.prefetch = training && c->prefetch != 0;
-    o.verify_bytes = c->verify_data && t->comm.rank == 0 ? INT64_MAX : 0;
-    o.vocab = c->vocab == AUTO ? INT32_MAX : (int32_t)c->vocab;
-    return o;
-}
-
-static void split_step(Trainer *t) {
+/* Returns the sequences of a step, of all processes. */
+static int64_t split_step(Trainer *t) {
     Config *c = &t->config;
     if (t->comm.world > 1 && !backend_memory_is_host())
         die(EXIT_USAGE, "this build cannot sum gradients over processes on a GPU: start one");
     const int64_t micro = c->batch * t->comm.world;
     if (c->total_batch == AUTO) c->total_batch = micro * c->seq_len;
-    t->step_sequences = c->total_batch / c->seq_len;
-    if (t->step_sequences % micro)
+    const int64_t sequences = c->total_batch / c->seq_len;
+    if (sequences % micro)
         die(EXIT_USAGE,
             "--total-batch %" PRId64 " is %" PRId64 " sequences of %" PRId64
             " tokens, not a multiple of --batch %" PRId64 " x %d processes",
-            c->total_batch, t->step_sequences, c->seq_len, c->batch, t->comm.world);
-    t->micro_steps = (int)(t->step_sequences / micro);
-}
-
-static void open_vocab(Trainer *t) {
-    char path[PATH_BYTES];
-    const char *slash = strrchr(t->config.train, '/');
-    if (t->config.tokenizer[0])
-        format(path, sizeof path, "%s", t->config.tokenizer);
-    else if (slash)
-        format(path, sizeof path, "%.*s/tokenizer.bin", (int)(slash - t->config.train),
-            t->config.train);
-    else
-        format(path, sizeof path, "tokenizer.bin");
-    if (t->config.tokenizer[0] || file_size(path) >= 0) {
-        const int32_t recorded = loader_info(t->train)->vocab;
-        vocab_open(&t->vocab, path);
-        if (recorded > 0 && t->vocab.size != recorded)
-            die(EXIT_INPUT, "%s has %d pieces, the shards were written with %d: give --tokenizer",
-                path, t->vocab.size, recorded);
-    } else if (t->config.sample_every) {
-        die(EXIT_INPUT, "--sample-every: no vocabulary at %s; give --tokenizer FILE", path);
-    }
+            c->total_batch, sequences, c->seq_len, c->batch, t->comm.world);
+    t->micro_steps = (int)(sequences / micro);
+    return sequences;
 }
 
 /* Opens the data first: a bad file is found before any memory is taken. */
 static void open_data(Trainer *t) {
     Config *c = &t->config;
-    split_step(t);
-    LoaderOptions train = loader_options(t, c->train, true);
-    t->train = loader_open(&train);
-    const LoaderInfo *info = loader_info(t->train);
-    if (info->vocab > 0 && c->vocab != AUTO && info->vocab != c->vocab && !c->vocab_given)
-        die(EXIT_INPUT,
-            "%s: the shards' vocabulary is %d, preset '%s' has %" PRId64
-            "; give --vocab %d to train the preset's structure with it",
-            c->train, info->vocab, c->model, c->vocab, info->vocab);
-    c->vocab = config_model(c, info->vocab).V;
-    if (c->val[0]) {
-        LoaderOptions val = loader_options(t, c->val, false);
-        t->val = loader_open(&val);
-        const LoaderInfo *v = loader_info(t->val);
-        if (v->vocab > 0 && info->vocab > 0 && v->tokenizer_hash != info->tokenizer_hash)
-            die(EXIT_INPUT, "%s and %s were written with different tokenizers", c->train, c->val);
-    }
-    if (c->steps == AUTO) c->steps = info->windows / t->step_sequences;
-    if (c->warmup > c->steps)
-        die(EXIT_USAGE,
-            "--warmup %" PRId64 " is longer than the run: one pass over the data is %" PRId64
-            " steps",
-            c->warmup, c->steps);
-    open_vocab(t);
+    rundata_open(&t->data, c, split_step(t), &t->comm);
     const size_t n = size_mul((size_t)c->batch, (size_t)c->seq_len);
     t->inputs = (int32_t *)xcalloc(n, sizeof *t->inputs);
     t->targets = (int32_t *)xcalloc(n, sizeof *t->targets);
@@ -151,7 +89,8 @@ static void open_model(Trainer *t) {
     backend_reserve(t->be, &limits);
     model_open(&t->model, t->be, &shape, (int)c->batch, true);
     optim_open(&t->optim, &t->model, c->decay_all != 0);
-    t->val_state = (StepState *)backend_alloc(t->be, sizeof(StepState));
+    if (t->data.val && c->val_every)
+        validate_open(&t->validation, &t->model, &t->data, &t->comm, c->val_tokens);
     t->schedule = optim_schedule(c);
     t->adam = optim_args(c);
 }
@@ -162,7 +101,7 @@ static void load_run(Trainer *t, const char *path) {
     int64_t updates;
     char *saved = checkpoint_state(path, &t->state, &updates);
     rundir_require_same(path, &t->config, saved, t->comm.rank == 0);
-    const uint64_t data = loader_info(t->train)->fingerprint;
+    const uint64_t data = loader_info(t->data.train)->fingerprint;
     if (t->state.data_fingerprint != data)
         die(EXIT_USAGE,
             "%s was trained on other data (fingerprint %016" PRIx64
@@ -177,7 +116,7 @@ static void load_run(Trainer *t, const char *path) {
 
 /* Replicas that begin at different steps or read different data would train nothing sensible. */
 static void require_one_run(const Trainer *t) {
-    const uint64_t data = loader_info(t->train)->fingerprint;
+    const uint64_t data = loader_info(t->data.train)->fingerprint;
     int all[8] = {(int)t->state.step, (int)t->config.steps, (int)(data & 0x7fffffff),
         (int)(data >> 33), 0, 0, 0, 0};
     for (int i = 0; i < 4; i++) all[4 + i] = -all[i];
@@ -201,22 +140,24 @@ static void resume_or_init(Trainer *t) {
         load_run(t, start);
     } else {
         model_init(&t->model, (uint64_t)c->seed);
-        t->state.data_fingerprint = loader_info(t->train)->fingerprint;
+        t->state.data_fingerprint = loader_info(t->data.train)->fingerprint;
     }
     require_one_run(t);
     t->begun = t->state.step;
-    loader_seek(t->train, t->begun);
+    loader_seek(t->data.train, t->begun);
 }
 
 static void open_log(Trainer *t) {
     const Config *c = &t->config;
     if (t->comm.rank != 0) return;
     char path[PATH_BYTES], device[256];
-    const LoaderInfo *data = loader_info(t->train);
+    const LoaderInfo *data = loader_info(t->data.train);
     const ModelConfig *m = &t->model.config;
     backend_describe(t->be, device, sizeof device);
+    Text facts_of_data = {NULL, 0, 0};
+    rundata_add_json(&t->data, c, &facts_of_data);
     const RunFacts facts = {c, t->config_json, m, device, t->peak_flops, t->comm.world,
-        data->tokens, data->fingerprint};
+        data->tokens, data->fingerprint, facts_of_data.data};
     Text line = rundir_line(&facts);
     if (c->out[0]) {
         format(path, sizeof path, "%s/config.json", c->out);
@@ -227,13 +168,14 @@ static void open_log(Trainer *t) {
     runlog_note(t->log,
         "%s attention, model %s: %.2f M parameters, sequence %d, %" PRId64 " tokens a step",
         backend_attention(), c->model, (double)model_parameters(m) / 1e6, m->T, c->total_batch);
-    runlog_note(t->log, "%s: %.1f M tokens in %d shards; %s, %.1f GFLOP/s", c->train,
-        (double)data->tokens / 1e6, data->shards, device, t->peak_flops / 1e9);
+    runlog_note(t->log, "%s, %.1f GFLOP/s", device, t->peak_flops / 1e9);
+    rundata_note(&t->data, c, t->log);
     if (t->state.step > 0) {
         runlog_note(t->log, "resumed after step %" PRId64, t->state.step);
         runlog_event(t->log, t->state.step, "resumed", c->command_line);
     }
     text_free(&line);
+    text_free(&facts_of_data);
 }
 
 /* ---- one step ---- */
@@ -329,7 +271,7 @@ static void begin_step(Trainer *t) {
     if (t->begun == t->state.step) t->clock = now_seconds();
     optim_begin(&t->optim, t->be);
     for (int i = 0; i < t->micro_steps; i++) {
-        loader_next(t->train, t->inputs, t->targets);
+        loader_next(t->data.train, t->inputs, t->targets);
         model_forward(&t->model, t->inputs, B, T);
         model_backward(&t->model, t->targets, B, T, grad_scale, i ? 1.0f : 0.0f, t->optim.state);
         finish_steps(t, STEPS_UNDER_WAY);
@@ -351,62 +293,30 @@ static void take_step(Trainer *t) {
 
 /* ---- validation, samples ---- */
 
-static double target_bytes(const Trainer *t, const int32_t *targets, int n) {
-    double bytes = 0;
-    for (int i = 0; i < n; i++)
-        if (targets[i] < t->vocab.size)
-            bytes += (double)(t->vocab.offset[targets[i] + 1] - t->vocab.offset[targets[i]]);
-    return bytes;
-}
-
-/* The first val-batches * total-batch tokens of the validation shards, whatever the processes and
- * micro-batches: every process reads all of them and computes its share. */
 static void validate(Trainer *t) {
-    const Config *c = &t->config;
-    const int T = (int)c->seq_len, B = (int)c->batch;
-    if (!t->val || !c->val_every) return;
-    int64_t sequences = c->val_batches * t->step_sequences;
-    if (sequences > loader_info(t->val)->windows) sequences = loader_info(t->val)->windows;
-    double sums[2] = {0, 0}; /* loss, bytes */
-    backend_zero(t->be, t->val_state, sizeof *t->val_state);
-    loader_seek(t->val, 0);
-    for (int64_t first = 0, turn = 0; first < sequences; first += B, turn++) {
-        const int rows = (int)(sequences - first < B ? sequences - first : B);
-        for (int i = 0; i < rows; i++) loader_next(t->val, t->inputs + i * T, t->targets + i * T);
-        if (turn % t->comm.world != t->comm.rank) continue;
-        model_forward(&t->model, t->inputs, rows, T);
-        model_loss(&t->model, t->targets, rows, T, t->val_state);
-        sums[1] += target_bytes(t, t->targets, rows * T);
-    }
-    StepState s;
-    backend_download(t->be, &s, t->val_state, sizeof s);
-    sums[0] = s.loss_sum;
-    comm_sum_double(&t->comm, sums, 2);
-    const double loss = sums[0] / ((double)sequences * T);
-    if (isfinite(loss) && (t->state.best_val < 0 || loss < t->state.best_val))
-        t->state.best_val = loss;
-    if (t->log)
-        runlog_val(t->log, t->state.step, t->state.tokens, loss,
-            sums[1] > 0 ? sums[0] / log(2.0) / sums[1] : -1.0);
+    if (!t->validation.model) return;
+    const ValResult r = validate_run(&t->validation);
+    if (isfinite(r.loss) && (t->state.best_val < 0 || r.loss < t->state.best_val))
+        t->state.best_val = r.loss;
+    const ValRecord record = {t->state.step, t->state.tokens, r.tokens, r.loss, r.bits_per_byte};
+    if (t->log) runlog_val(t->log, &record);
 }
 
 static void sample(Trainer *t) {
     const Config *c = &t->config;
     if (!t->log) return;
     int32_t *tokens = (int32_t *)xcalloc((size_t)c->sample_tokens, sizeof *tokens);
-    const int32_t eos = loader_info(t->train)->eos;
+    const int32_t eos = loader_info(t->data.train)->eos;
     const int n = sample_tokens(&t->model, tokens, (int)c->sample_tokens, eos >= 0 ? eos : 0, eos,
         (uint64_t)(c->seed + t->state.step));
-    size_t bytes = 0;
-    for (int i = 0; i < n; i++) bytes += (size_t)target_bytes(t, tokens + i, 1);
-    char *text = (char *)xcalloc(bytes + 1, 1), *at = text;
-    for (int i = 0; i < n && tokens[i] < t->vocab.size; i++) {
-        const int64_t from = t->vocab.offset[tokens[i]], to = t->vocab.offset[tokens[i] + 1];
-        memcpy(at, t->vocab.bytes + from, (size_t)(to - from));
-        at += to - from;
-    }
-    runlog_sample(t->log, t->state.step, text);
-    free(text);
+    const Vocab *v = &t->data.vocab;
+    Text text = {NULL, 0, 0};
+    text_add_bytes(&text, "", 0); /* a sample may be empty */
+    for (int i = 0; i < n && tokens[i] < v->size; i++)
+        text_add_bytes(&text, v->bytes + v->offset[tokens[i]],
+            (size_t)(v->offset[tokens[i] + 1] - v->offset[tokens[i]]));
+    runlog_sample(t->log, t->state.step, text.data);
+    text_free(&text);
     free(tokens);
 }
 
@@ -460,11 +370,9 @@ static int run(Trainer *t) {
 
 static void close_all(Trainer *t) {
     if (t->log) runlog_close(t->log);
-    loader_close(t->train);
-    if (t->val) loader_close(t->val);
-    vocab_close(&t->vocab);
+    validate_close(&t->validation);
+    rundata_close(&t->data);
     optim_close(&t->optim, t->be);
-    backend_free(t->be, t->val_state);
     model_close(&t->model);
     backend_close(t->be);
     free(t->inputs);

@@ -117,8 +117,8 @@ enum { AUTO = -1 };
         "steps of the run (default: one pass over the data)")                                      \
     INT(val_every, "val-every", 250, 0, (int64_t)1 << 40, FREE,                                    \
         "steps between validations; 0: never")                                                     \
-    INT(val_batches, "val-batches", 20, 1, (int64_t)1 << 40, FREE,                                 \
-        "a validation reads this many times total-batch tokens, or all there are")                 \
+    INT(val_tokens, "val-tokens", 1 << 20, 0, (int64_t)1 << 40, FREE,                              \
+        "a validation reads this many of the first tokens; 0, or more than there are: all")        \
     INT(save_every, "save-every", 1000, 0, (int64_t)1 << 40, FREE,                                 \
         "steps between checkpoints; 0: only at the end")                                           \
     INT(keep, "keep", 2, 1, 1 << 20, FREE, "checkpoints to keep")                                  \
@@ -140,8 +140,9 @@ enum { AUTO = -1 };
     TEXT(tune_cache, "tune-cache", "", FREE, "FILE|none",                                          \
         "keeps what was timed (default: a file in the user's cache directory; GPU only)")          \
     FLAG(prefetch, "prefetch", 1, FREE, "a thread prepares the next batch")                        \
-    FLAG(verify_data, "verify-data", 1, FREE,                                                      \
-        "read all shards and compare their checksums before training")                             \
+    FLAG(verify_data, "verify-data", AUTO, FREE,                                                   \
+        "read all shards and compare their checksums before training (default: where they have "   \
+        "less than 1 GB)")                                                                         \
     FLAG(plan, "plan", 0, FREE, "print parameters, memory, disk and FLOPs, and exit")              \
     FLAG(quiet, "quiet", 0, FREE, "no progress lines")
 

@@ -178,7 +178,8 @@ void model_loss(Model *m, const int32_t *targets, int B, int T, StepState *s) {
     ClassifierArgs head = pass_classifier(m, N);
     backend_send(m->be, m->targets, targets, (size_t)N);
     op_classifier_loss(m->be, m->losses, m->lnf, m->targets, &head);
-    op_loss_add(m->be, s, m->losses, (size_t)N);
+    for (int b = 0; b < B; b++)
+        op_loss_add(m->be, s + b, m->losses + (size_t)b * (size_t)T, (size_t)T);
 }
 
 void model_logits(Model *m, float *host, int first, int count) {

@@ -137,10 +137,10 @@ void model_sync_params(Model *m);         /* params = rounded master, after load
 
 /* Forward on host tokens; B <= m->B, T <= config.T. */
 void model_forward(Model *m, const int32_t *tokens /* (B*T) */, int B, int T);
-/* Mean over the targets is left to the caller: adds the sum of losses to s (backend memory). */
+/* Adds the sum of the losses of sequence b to s[b]: (B), in backend memory. */
 void model_loss(Model *m, const int32_t *targets, int B, int T, StepState *s);
-/* Loss as above and gradients of grad_scale * sum(losses); beta 0 on a step's first micro-step,
- * else 1. */
+/* Adds the sum of all losses to s, and gives gradients of grad_scale * sum(losses); beta 0 on a
+ * step's first micro-step, else 1. */
 void model_backward(
     Model *m, const int32_t *targets, int B, int T, float grad_scale, float beta, StepState *s);
 /* Logits of rows first .. first+count of the last forward pass; count at most MODEL_LOGIT_ROWS. */

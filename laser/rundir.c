@@ -91,6 +91,7 @@ Text rundir_line(const RunFacts *f) {
         model_flops_per_token(m, m->T), f->peak_flops, f->processes);
     text_add(&line, ",\"data_tokens\":%" PRId64 ",\"data_fingerprint\":\"%016" PRIx64 "\"",
         f->data_tokens, f->data_fingerprint);
+    text_add(&line, ",\"data\":%s", f->data_json);
     text_add(&line, ",\"version\":\"%s\",\"revision\":\"%s\",\"started\":%.3f", LASER_VERSION,
         laser_revision(), wall_seconds());
     text_add(&line, ",\"device\":");

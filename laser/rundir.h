@@ -32,6 +32,7 @@ typedef struct RunFacts {
     int processes;
     int64_t data_tokens;
     uint64_t data_fingerprint;
+    const char *data_json; /* of rundata_add_json() */
 } RunFacts;
 /* The {"kind":"run"} line: every option, resolved, and what they were applied to. */
 Text rundir_line(const RunFacts *f);

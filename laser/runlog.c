@@ -279,19 +279,19 @@ void runlog_train(RunLog *l, const StepRecord *r) {
     }
 }
 
-void runlog_val(RunLog *l, int64_t step, int64_t tokens, double loss, double bits_per_byte) {
-    begin_line(l, "val", step);
-    text_add(&l->line, ",\"tokens\":%" PRId64, tokens);
-    add_number(l, "loss", loss, DIGITS);
-    bool has_bits = !(bits_per_byte < 0);
-    if (has_bits) add_number(l, "bits_per_byte", bits_per_byte, DIGITS);
+void runlog_val(RunLog *l, const ValRecord *r) {
+    begin_line(l, "val", r->step);
+    text_add(&l->line, ",\"tokens\":%" PRId64 ",\"val_tokens\":%" PRId64, r->tokens, r->val_tokens);
+    add_number(l, "loss", r->loss, DIGITS);
+    bool has_bits = !(r->bits_per_byte < 0);
+    if (has_bits) add_number(l, "bits_per_byte", r->bits_per_byte, DIGITS);
     text_add(&l->line, "}");
     put_line(l);
-    const TbScalar scalars[] = {{"val/loss", loss}, {"val/bits_per_byte", bits_per_byte}};
-    if (l->events) tb_write(l->events, step, scalars, has_bits ? 2 : 1);
+    const TbScalar scalars[] = {{"val/loss", r->loss}, {"val/bits_per_byte", r->bits_per_byte}};
+    if (l->events) tb_write(l->events, r->step, scalars, has_bits ? 2 : 1);
     char text[160], bits[64] = "";
-    if (has_bits) format(bits, sizeof bits, " | %.4f bits/byte", bits_per_byte);
-    format(text, sizeof text, "step %" PRId64 " | validation loss %.4f%s", step, loss, bits);
+    if (has_bits) format(bits, sizeof bits, " | %.4f bits/byte", r->bits_per_byte);
+    format(text, sizeof text, "step %" PRId64 " | validation loss %.4f%s", r->step, r->loss, bits);
     print_lasting(l, "\x1b[1m", text);
 }
 

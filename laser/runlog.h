@@ -19,6 +19,13 @@ typedef struct StepRecord {
     bool skipped; /* loss or norm was not finite, update not applied */
 } StepRecord;
 
+typedef struct ValRecord {
+    int64_t step, tokens; /* trained on so far */
+    int64_t val_tokens;   /* that the loss is of */
+    double loss;          /* their mean, nats */
+    double bits_per_byte; /* negative when unknown */
+} ValRecord;
+
 typedef struct RunLog RunLog;
 
 /* Opens DIR/log.jsonl for appending and a new event file. Lines of log.jsonl with a "step" beyond
@@ -27,8 +34,7 @@ typedef struct RunLog RunLog;
  * without newline. dir NULL or "": no files, only the terminal. quiet: nothing on the terminal. */
 RunLog *runlog_open(const char *dir, const char *run_json, int64_t resume_step, bool quiet);
 void runlog_train(RunLog *l, const StepRecord *r); /* logs, and draws the progress line */
-/* loss: mean over all validation tokens, nats; bits_per_byte < 0 when unknown */
-void runlog_val(RunLog *l, int64_t step, int64_t tokens, double loss, double bits_per_byte);
+void runlog_val(RunLog *l, const ValRecord *r);
 void runlog_sample(
     RunLog *l, int64_t step, const char *text); /* text: UTF-8 or arbitrary bytes; shown too */
 void runlog_event(RunLog *l, int64_t step, const char *name,

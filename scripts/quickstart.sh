@@ -47,7 +47,7 @@ for attention in standard laser; do
     "./train_gpt_$attention" --model "$MODEL" --seq-len "$SEQ_LEN" --batch "$BATCH" \
         --steps "$STEPS" --lr "$LR" --warmup "$WARMUP" --seed "$SEED" \
         --train "$DATA/shards_train_*.bin" --val "$DATA/shards_val_*.bin" \
-        --val-every 250 --val-batches 20 --save-every 500 --sample-every 1250 \
+        --val-every 250 --val-tokens 20480 --save-every 500 --sample-every 1250 \
         --out "$RUNS-$attention"
 done
 

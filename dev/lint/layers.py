@@ -13,6 +13,18 @@ TRAIN = MODEL | {
     "laser/json.h",
 }
 
+# What a run reads: the loader and all that it knows of the files
+RUN_DATA = CONFIG | {
+    "dataloader/loader.h",
+    "dataloader/manifest.h",
+    "dataloader/shard.h",
+    "dataloader/vocab.h",
+    "laser/comm.h",
+    "laser/json.h",
+    "laser/rundata.h",
+    "laser/runlog.h",
+}
+
 # Files (or folders, with a slash) -> headers of ours that they may reach, besides those of their
 # own name or folder. The first line that fits counts.
 LAYERS = [
@@ -41,6 +53,8 @@ LAYERS = [
     ("laser/checkpoint", TRAIN),
     ("laser/plan", TRAIN),
     ("laser/rundir", TRAIN),
+    ("laser/rundata", RUN_DATA),
+    ("laser/validate", MODEL | RUN_DATA),
     ("laser/cpu/", SEAM),
     ("laser/cuda/", SEAM),
     ("dataloader/", BASE | {"laser/rng.h"}),

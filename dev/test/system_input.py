@@ -134,7 +134,7 @@ def bad_token(t):
         out=None,
         code=INPUT,
         val=t.path("bad150.bin"),
-        val_batches=9,
+        val_tokens=0,
         says="bad150.bin: byte 1324: token 150 is 61",
     )
 

@@ -57,7 +57,7 @@ def learns(t):
         batch=16,
         seq_len=64,
         val_every=200,
-        val_batches=4,
+        val_tokens=0,
         save_every=0,
     )
     losses = [r["loss"] for r in records(t.path("run"), "val")]
@@ -110,7 +110,7 @@ def diverges(t):
 
 KEYS = {
     "train": {"kind", "step", "tokens", "loss", "grad_norm", "lr", "step_ms", "tok_s", "mfu"},
-    "val": {"kind", "step", "tokens", "loss"},
+    "val": {"kind", "step", "tokens", "val_tokens", "loss"},
     "event": {"kind", "step", "name", "text", "time"},
 }
 RUN_KEYS = {
@@ -124,6 +124,7 @@ RUN_KEYS = {
     "processes",
     "data_tokens",
     "data_fingerprint",
+    "data",
     "device",
     "version",
     "revision",

@@ -62,8 +62,8 @@ static void test_log_lines(Test *t) {
     r = step_record(2);
     r.loss = (double)NAN, r.grad_norm = (double)INFINITY, r.mfu = -1, r.skipped = true;
     runlog_train(l, &r);
-    runlog_val(l, 2, 1024, 4.71, 1.25);
-    runlog_val(l, 3, 1536, (double)NAN, -1);
+    runlog_val(l, &(ValRecord){2, 1024, 64, 4.71, 1.25});
+    runlog_val(l, &(ValRecord){3, 1536, 64, (double)NAN, -1});
     runlog_sample(l, 3, "a\"\\\n\t\x01\x7f b\xff\xc3\xa9");
     runlog_close(l);
     char *text = read_log(dir);
@@ -75,8 +75,9 @@ static void test_log_lines(Test *t) {
         "{\"kind\":\"train\",\"step\":2,\"tokens\":1024,\"loss\":null,\"grad_norm\":null,\"lr\":0."
         "0003,"
         "\"step_ms\":812.125,\"tok_s\":6300,\"skipped\":true}\n"
-        "{\"kind\":\"val\",\"step\":2,\"tokens\":1024,\"loss\":4.71,\"bits_per_byte\":1.25}\n"
-        "{\"kind\":\"val\",\"step\":3,\"tokens\":1536,\"loss\":null}\n"
+        "{\"kind\":\"val\",\"step\":2,\"tokens\":1024,\"val_tokens\":64,\"loss\":4.71,"
+        "\"bits_per_byte\":1.25}\n"
+        "{\"kind\":\"val\",\"step\":3,\"tokens\":1536,\"val_tokens\":64,\"loss\":null}\n"
         "{\"kind\":\"sample\",\"step\":3,\"text\":\"a\\\"\\\\\\n\\t\\u0001\\u007f "
         "b\xef\xbf\xbd\xc3\xa9\"}\n");
     free(text);
@@ -261,7 +262,7 @@ static void run_with(Test *t, bool quiet, bool without_files) {
         StepRecord r = step_record(step);
         if (step == 50) r.loss = (double)NAN, r.skipped = true;
         runlog_train(l, &r);
-        if (step == 60) runlog_val(l, step, r.tokens, 4.71, 1.25);
+        if (step == 60) runlog_val(l, &(ValRecord){step, r.tokens, 64, 4.71, 1.25});
     }
     runlog_note(l, "saved %s", "it");
     runlog_sample(l, 100, "red \x1b[31m\xff");
@@ -333,7 +334,8 @@ static void write_attempts(const char *dir) {
             StepRecord r = step_record(step);
             r.loss = 10.0 / (double)step + attempt;
             runlog_train(l, &r);
-            if (step % 5 == 0) runlog_val(l, step, r.tokens, r.loss + 0.25, r.loss / 4);
+            if (step % 5 == 0)
+                runlog_val(l, &(ValRecord){step, r.tokens, 64, r.loss + 0.25, r.loss / 4});
         }
         runlog_sample(l, 15, "quote \" backslash \\ newline \n bad \xff good \xc3\xa9");
         runlog_close(l);

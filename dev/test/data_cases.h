@@ -25,5 +25,10 @@ void test_loader_bad_token(Test *t);
 void test_files_many(Test *t);
 void test_files_large(Test *t);
 void test_files_change(Test *t);
+void test_manifest_totals(Test *t);
+void test_manifest_others(Test *t);
+void test_manifest_directories(Test *t);
+void test_manifest_refuses(Test *t);
+void test_manifest_many(Test *t);
 
 #endif

@@ -396,6 +396,12 @@ const TestCase *test_data(int *count) {
         {"loader: an order of 2^28 windows takes no memory", test_files_large},
         {"loader: a shard that vanishes, is cut or replaced under it is a clear error",
             test_files_change},
+        {"manifest: sums of the shards that a pattern matched", test_manifest_totals},
+        {"manifest: what is not one is passed over, and a copy counts once", test_manifest_others},
+        {"manifest: shards of many directories, or of this one", test_manifest_directories},
+        {"manifest: one that is torn or contradicts its shards is refused, both named",
+            test_manifest_refuses},
+        {"manifest: many of them are read at once", test_manifest_many},
     };
     return TEST_TABLE(cases, count);
 }

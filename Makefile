@@ -114,7 +114,7 @@ TRAINERS := $(VARIANTS:%=train_gpt_%)
 TESTERS := $(VARIANTS:%=$(OUT)-%/test_gpt)
 
 .PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers \
-	quickstart bench gpu-binaries gpu_archive gpu-check lint help clean FORCE
+	quickstart bench bench-loader gpu-binaries gpu_archive gpu-check lint help clean FORCE
 all: config $(TRAINERS)
 	@echo "built $(TRAINERS): $(SUMMARY)"
 SUMMARY = BACKEND=$(BACKEND) PRECISION=$(PRECISION) $(SUMMARY_$(BACKEND)) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), \
@@ -218,6 +218,9 @@ lint:
 bench: $(VARIANTS:%=$(OUT)-%/bench_train)
 	@dev/bench/bench.sh $(OUT)
 
+bench-loader: $(OUT)-$(firstword $(VARIANTS))/bench_loader
+	@$<
+
 help:
 	@echo 'Targets'
 	@echo '  all         train_gpt_laser and train_gpt_standard (default)'
@@ -227,6 +230,7 @@ help:
 	@echo '  check       build and run every test, install nothing'
 	@echo '  tools       c4_tokenize and shard_tool, in build/bin'
 	@echo '  bench       speed against the machine'"'"'s sgemm, llm.c and PyTorch where they are there'
+	@echo '  bench-loader  tokens a second out of the page cache, and how soon 10,000 shards are open'
 	@echo '  gpu-check   build for the GPU, and run there: tests, compute-sanitizer, speed; one report'
 	@echo '  gpu-binaries  only builds that, in build/gpu; CARRIED=1 with gpu-check: is not built again'
 	@echo '  lint        house rules'

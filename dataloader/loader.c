@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RING = 4 };  /* micro-batches that the thread may be ahead */
+enum { RING = 8 };  /* micro-batches that the thread may be ahead */
 enum { OPEN = 64 }; /* descriptors held: shard i holds one only at place i % OPEN */
 
 typedef struct Slot {
@@ -387,6 +387,7 @@ void loader_next(Loader *l, int32_t *inputs, int32_t *targets) {
     memcpy(targets, slot->targets, bytes);
     pthread_mutex_lock(&l->lock);
     l->serve = micro + 1;
-    pthread_cond_broadcast(&l->changed);
+    /* not for each: two threads that wake each other for every small batch do little else */
+    if (l->produce - l->serve <= RING / 2) pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->lock);
 }

@@ -326,6 +326,27 @@ int64_t shard_token(Shard *s, int64_t i) {
     return piece_token(s->piece, s->info.token_bytes, i - s->piece->first);
 }
 
+static int64_t piece_largest(const ShardPiece *p, int token_bytes) {
+    uint32_t largest = 0;
+    if (token_bytes == 2)
+        for (int64_t k = 0; k < p->count; k++)
+            largest = p->tokens.u16[k] > largest ? p->tokens.u16[k] : largest;
+    else
+        for (int64_t k = 0; k < p->count; k++)
+            largest = p->tokens.u32[k] > largest ? p->tokens.u32[k] : largest;
+    return largest;
+}
+
+/* Names the first id of the piece that is not below limit. */
+static void bad_token(const Shard *s, const ShardPiece *p, int64_t limit) {
+    int64_t k = 0;
+    while (piece_token(p, s->info.token_bytes, k) < limit) k++;
+    bad_shard(s->path, SHARD_HEADER_BYTES + (uint64_t)((p->first + k) * s->info.token_bytes),
+        "token %" PRId64 " is %" PRId64 "; expected less than the vocabulary size, %" PRId64
+        ". The shard is damaged or belongs to another tokenizer.",
+        p->first + k, piece_token(p, s->info.token_bytes, k), limit);
+}
+
 void shard_verify(Shard *s, int32_t vocab) {
     int64_t limit = s->info.extended ? s->info.vocab : INT64_MAX;
     if (vocab > 0 && vocab < limit) limit = vocab;
@@ -333,15 +354,7 @@ void shard_verify(Shard *s, int32_t vocab) {
     uint32_t crc = 0;
     for (int64_t i = 0; i < s->info.tokens; i += p->count) {
         read_piece(s, p, i);
-        for (int64_t k = 0; k < p->count; k++) {
-            const int64_t id = piece_token(p, s->info.token_bytes, k);
-            if (id >= limit)
-                bad_shard(s->path, SHARD_HEADER_BYTES + (uint64_t)((i + k) * s->info.token_bytes),
-                    "token %" PRId64 " is %" PRId64
-                    "; expected less than the vocabulary size, %" PRId64
-                    ". The shard is damaged or belongs to another tokenizer.",
-                    i + k, id, limit);
-        }
+        if (piece_largest(p, s->info.token_bytes) >= limit) bad_token(s, p, limit);
         crc = crc32c(crc, &p->tokens, (size_t)(p->count * s->info.token_bytes));
     }
     free(p);

@@ -23,6 +23,7 @@ import system_resume  # noqa: F401  (imported for the tests they register)
 import system_equal  # noqa: F401
 import system_refuse  # noqa: F401
 import system_input  # noqa: F401
+import system_data  # noqa: F401
 import system_runs  # noqa: F401
 import system_modifiers  # noqa: F401
 from system_kit import Context, Failure, Skip

@@ -313,7 +313,8 @@ def other_vocabulary_file(t):
 def verify(t):
     path = t.path("large.bin")
     tokens = 500 * 10**6
-    with open(path, "wb") as f:  # 1 GB, nearly all of it a hole; one id, not read by a step, is wrong
+    with open(path, "wb") as f:
+        # 1 GB, nearly all of it a hole; one id, which no step reads, is wrong
         f.write(struct.pack("<256i", 20240520, 1, tokens, *[0] * 253))
         f.seek(1024 + 2 * 1000)
         f.write(struct.pack("<H", VOCAB))

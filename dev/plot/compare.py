@@ -131,18 +131,17 @@ def table(runs):
     return rows
 
 
-def print_table(names, rows):
+def table_text(names, rows):
+    """Columns of numbers under names, one row each of rows: [(label, [cell per name])]."""
     widths = [max(len(text) for text, _ in rows)]
     widths += [
         max([len(name)] + [len(cells[i]) for _, cells in rows]) for i, name in enumerate(names)
     ]
-    print(" " * widths[0] + "".join(f"  {name:>{w}}" for name, w in zip(names, widths[1:])))
-    for text, cells in rows:
-        print(
-            (
-                f"{text:<{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths[1:]))
-            ).rstrip()
-        )
+    lines = [
+        f"{text:<{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths[1:]))
+        for text, cells in [("", names), *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def report_differences(names, found):
@@ -198,7 +197,7 @@ def main():
     names = [R.label(run) for run in runs]
     found = {i: R.differences(runs[0], run) for i, run in enumerate(runs) if i}
     rows = table(runs)
-    print_table(names, rows)
+    print(table_text(names, rows))
     report_differences(names, found)
     out = options.out or os.path.join(
         os.path.dirname(os.path.dirname(os.path.abspath(runs[0].path))),

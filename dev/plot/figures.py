@@ -91,11 +91,12 @@ def range_of(parts, padding, include=()):
     return low - pad, high + pad
 
 
-def start_figure(title, subtitle, ylabel, most_tokens):
+def set_style(salt):
+    """salt: makes the identifiers inside an SVG the same in every call."""
     plt.rcParams.update(
         {
             "svg.fonttype": "none",
-            "svg.hashsalt": title,
+            "svg.hashsalt": salt,
             "font.family": "sans-serif",
             "font.size": 10.5,
             "text.color": INK,
@@ -108,6 +109,17 @@ def start_figure(title, subtitle, ylabel, most_tokens):
             "axes.linewidth": 0.8,
         }
     )
+
+
+def set_axes(axes):
+    axes.grid(True, color=FAINT, alpha=0.22, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def start_figure(title, subtitle, ylabel, most_tokens):
+    set_style(title)
     figure, axes = plt.subplots(figsize=(9.6, 5.2), layout="constrained")
     axes.set_title(title + "\n", loc="left", fontsize=13.5, fontweight="bold")
     axes.text(0, 1.022, subtitle, transform=axes.transAxes, fontsize=9.5, color=FAINT)
@@ -115,10 +127,7 @@ def start_figure(title, subtitle, ylabel, most_tokens):
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_xlim(0, 1.01 * most_tokens / scale)
-    axes.grid(True, color=FAINT, alpha=0.22, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    set_axes(axes)
     return figure, axes, scale
 
 

@@ -44,17 +44,17 @@ def warn(message):
 
 
 class Run:
-    """One run: config (dict of its newest "run" line), and arrays over its steps and its
-    validations.
+    """One run: config (dict of its newest "run" line), whether it diverged (its log ends with that
+    event), and arrays over its steps and its validations.
 
     step, tokens, loss, norm, step_ms, tok_s, skipped: (steps)
     seconds: (steps) training time up to and with each
     val_step, val_tokens, val_loss, val_seconds: (validations)"""
 
-    def __init__(self, path, config, train, val):
+    def __init__(self, path, config, train, val, diverged=False):
         self.path = path
         self.name = os.path.basename(os.path.dirname(os.path.abspath(path)))
-        self.config = config
+        self.config, self.diverged = config, diverged
         self.step = np.array([r["step"] for r in train], dtype=np.int64)
         self.tokens = np.array([r["tokens"] for r in train], dtype=np.float64)
         self.loss, self.norm = column(train, "loss"), column(train, "grad_norm")
@@ -128,11 +128,13 @@ def load_run(path):
     trained again ends what an earlier attempt logged beyond it."""
     if not os.path.isfile(path):
         path = os.path.join(path, "log.jsonl")
-    config, train, val = None, {}, {}
+    config, train, val, diverged = None, {}, {}, False
     for number, record in parse_lines(path):
         kind = record.get("kind")
         if kind == "run":
             config = record
+        if kind in ("train", "event"):
+            diverged = kind == "event" and record.get("name") == "diverged"
         if kind not in ("train", "val"):
             continue
         check_record(path, number, record)
@@ -147,7 +149,7 @@ def load_run(path):
         fail(EXIT_INPUT, f'{path}: has no line of kind "run": torn, or not the log of a run')
     if not train:
         fail(EXIT_INPUT, f"{path}: has no training step yet")
-    run = Run(path, config, list(train.values()), [val[s] for s in sorted(val)])
+    run = Run(path, config, list(train.values()), [val[s] for s in sorted(val)], diverged)
     if not np.isfinite(run.loss).any():
         fail(EXIT_INPUT, f"{path}: no step has a finite loss")
     if not np.isfinite(run.val_loss).any():

@@ -6,7 +6,8 @@
 #   DATA=DIR              shards: DIR/*_train_*.bin and DIR/*_val_*.bin         (data/c4)
 #   OUT=DIR               train_*.sh: the run's directory                       (runs/NAME-ATTN)
 #   RUNS=DIR              sweep_*.sh, paper_*.sh: where their runs and results lie     (runs/paper)
-#   STEPS=N MODEL=NAME    instead of the script's: a shorter run, another preset
+#   STEPS=N MODEL=NAME    instead of the script's: another length (with --warmup N: 4000 is the
+#                         scripts'), another preset
 #   PLAN=1                or --plan: print what each run needs, and start none
 #   PROCESSES=N|gpus      processes on this machine, by mpirun; gpus: one for each GPU
 #

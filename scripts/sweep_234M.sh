@@ -3,9 +3,9 @@
 # It takes what is best here for all its models, and so:
 #   scripts/paper_scaling.sh --lr BEST --weight-decay BEST
 #
-#   ATTN=laser|standard DATA=DIR RUNS=DIR STEPS=N scripts/sweep_234M.sh [--OPTION...]
+#   ATTN=laser|standard DATA=DIR RUNS=DIR scripts/sweep_234M.sh [--OPTION...]
 #
-# 15 times what train_234M.sh states; STEPS=16000 takes a tenth of it, with a cosine of its own.
+# 15 times what train_234M.sh states. STEPS=16000 and --warmup 400 take a tenth of it.
 # Runs that diverge stand in the table as that. Results: RUNS/sweep-ATTN/sweep.txt
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -265,7 +265,9 @@ def spikes(options, runs):
             cells += ["-"] * 3 if s is None else [str(len(s.first)), str(s.steps), str(count)]
         rows.append((name, cells))
     names = [f"{what}, {a}" for a in ("standard", "LASER") for what in ("spikes", "above", "of")]
-    words = S.SPIKES.format(window=options.window, height=options.height, apart=options.apart)
+    words = S.SPIKES.format(
+        window=options.window, near=S.NEAR, height=options.height, apart=options.apart
+    )
     text = f"{table_text(names, rows)}\n{textwrap.fill(words, 100)}"
     return text, lambda: F.draw_spikes(groups, found)
 
@@ -361,8 +363,8 @@ def parse_arguments():
     options = parser.parse_args()
     if not options.runs and not getattr(options, "paper", False):
         R.fail(R.EXIT_USAGE, f"{options.command}: no runs given")
-    if options.command == "spikes" and (options.window < 2 or options.height <= 0):
-        R.fail(R.EXIT_USAGE, "spikes: expected --window of at least 2 and --height above 0")
+    if options.command == "spikes" and (options.window < S.NEAR or options.height <= 0):
+        R.fail(R.EXIT_USAGE, f"spikes: expected --window of at least {S.NEAR} and --height above 0")
     return options
 
 

@@ -27,8 +27,8 @@ def panels(title, groups, rows_each=1):
     """A figure with rows_each panels per family, one above the other:
     (figure, [[axes of a family] per family])."""
     F.set_style(title)
-    columns = min(len(groups), MAX_COLUMNS)
-    bands = -(-len(groups) // columns)
+    bands = -(-len(groups) // MAX_COLUMNS)
+    columns = -(-len(groups) // bands)
     figure, axes = F.plt.subplots(
         bands * rows_each,
         columns,

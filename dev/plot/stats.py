@@ -128,35 +128,48 @@ def saving(reference, fit, loss, level=0.95):
 
 # ---- spikes ------------------------------------------------------------------------------------
 
-WINDOW, HEIGHT, APART = 50, 8.0, 10
+WINDOW, NEAR, HEIGHT, APART = 50, 10, 8.0, 10
 MAD_TO_SD = 1.4826  # of a normal distribution
 
 SPIKES = (
-    "A step is above the line when its loss exceeds the median of the {window} steps before it by "
-    "more than {height:g} times their spread, 1.4826 x MAD (the median distance from that median; "
-    "the factor makes it the standard deviation where the noise is normal); a step whose loss is "
-    "not finite is above it. Steps above the line that are at most {apart} apart are one spike."
+    "A step is above the line when its loss exceeds the lower of two medians, of the {near} and of "
+    "the {window} steps before it, by more than {height:g} times the noise: 1.4826 / sqrt 2 x the "
+    "median distance of the {window} changes from step to step from their own median, which is "
+    "the standard deviation of independent normal noise on any trend. A step whose loss is not "
+    "finite is above it. Steps above the line at most {apart} apart are one spike."
 )
 
 Spikes = namedtuple("Spikes", "first steps line")
 
 
+def finite_medians(rows):
+    """Median of the finite values of each row; NaN where there are none."""
+    out = np.full(len(rows), np.nan)
+    some = np.isfinite(rows).any(axis=1)
+    out[some] = np.nanmedian(np.where(np.isfinite(rows[some]), rows[some], np.nan), axis=1)
+    return out
+
+
 def find_spikes(loss, window=WINDOW, height=HEIGHT, apart=APART):
-    """Spikes as SPIKES defines them. Medians do not feel a spike that takes up less than half of
-    the window, so that one does not hide the next; a lasting rise counts once, when it comes.
+    """Spikes as SPIKES defines them. Medians do not feel what takes up less than half of them, so
+    that a spike does not hide the next. While the loss falls steeply the short median is the lower
+    one and keeps close to it; a slow rise stands out from the long one, and a rise that lasts
+    counts once, when it comes.
 
     first: indices at which spikes begin; steps: how many are above the line; line: (len(loss)),
-    NaN while fewer than `window` steps have gone before."""
+    NaN while fewer than window + 1 steps have gone before."""
     loss = np.asarray(loss, dtype=np.float64)
     line = np.full(len(loss), np.nan)
-    if len(loss) > window:
-        before = np.lib.stride_tricks.sliding_window_view(loss, window)[:-1]
-        with np.errstate(all="ignore"):
-            finite = np.where(np.isfinite(before), before, np.nan)
-            some = np.isfinite(finite).any(axis=1)
-            middle = np.nanmedian(finite[some], axis=1)
-            mad = np.nanmedian(np.abs(finite[some] - middle[:, None]), axis=1)
-        line[window:][some] = middle + height * MAD_TO_SD * mad
+    if len(loss) > window + 1:
+        with np.errstate(invalid="ignore"):
+            change = np.diff(loss)
+        windows = np.lib.stride_tricks.sliding_window_view
+        before = windows(loss, window)[1:-1]  # row i: the steps before window + 1 + i
+        changes = windows(change, window)[:-1]
+        middle = finite_medians(changes)
+        noise = finite_medians(np.abs(changes - middle[:, None])) * MAD_TO_SD / math.sqrt(2)
+        level = np.fmin(finite_medians(before), finite_medians(before[:, -NEAR:]))
+        line[window + 1 :] = level + height * noise
     with np.errstate(invalid="ignore"):
         above = np.flatnonzero(~np.isfinite(loss) | (loss > line))
     if not len(above):

@@ -81,11 +81,10 @@ train() { # NAME OPTION...: one run
         exit 0
     fi
     [ "$PROCESSES" != gpus ] || PROCESSES=$(gpus)
-    set -- "$program" "$@"
+    if [ "$PROCESSES" = 1 ]; then exec "$program" "$@"; fi
+    command -v mpirun >/dev/null || stop "PROCESSES=$PROCESSES: there is no mpirun"
     # a second after Ctrl-C mpirun would kill what is still saving
-    [ "$PROCESSES" = 1 ] ||
-        set -- mpirun -np "$PROCESSES" --mca odls_base_sigkill_timeout 600 "$@"
-    exec "$@"
+    exec mpirun -np "$PROCESSES" --mca odls_base_sigkill_timeout 600 "$program" "$@"
 }
 
 arms=() # directories of the runs of a paper_*.sh, in order

@@ -54,6 +54,13 @@ finished() { # DIR STEPS: the checkpoint of the last step is there
     [ -e "$1/checkpoints/step_$(printf %08d "$2")/state.json" ]
 }
 
+passed_over() { # DIR COMMAND: says that the run is finished, and when it was by another command
+    local before
+    before=$(sed -n 's/.*"command_line": *"\([^"]*\)".*/\1/p' "$1/config.json")
+    echo "$1: finished before"
+    [ "$before" = "$2" ] || printf 'warning: by another command:\n  %s\n' "$before" "$2" >&2
+}
+
 diverged() { # DIR: its log ends with that event
     [ -e "$1/log.jsonl" ] && tail -n 1 "$1/log.jsonl" | grep -q '"name":"diverged"'
 }
@@ -77,7 +84,7 @@ train() { # NAME OPTION...: one run
     set -- --train "$DATA/*_train_*.bin" --val "$DATA/*_val_*.bin" --out "$out" "$@"
     out=$(option out "$@")
     if finished "$out" "$(option steps "$@")"; then
-        echo "$out: finished before"
+        passed_over "$out" "$program $*"
         exit 0
     fi
     [ "$PROCESSES" != gpus ] || PROCESSES=$(gpus)

@@ -4,7 +4,7 @@
 #
 #   DATA=DIR RUNS=DIR scripts/paper_table1.sh [--OPTION...]
 #
-# Six runs, one after another: train_{234M,301M,435M}.sh state what each takes, 136 h together on 8
+# Six runs, one after another: train_{234M,301M,435M}.sh state what each takes, 135 h together on 8
 # H100. Results: RUNS/table1/
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

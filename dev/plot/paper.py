@@ -307,6 +307,19 @@ def saving_words(fits, loss):
     return words if s.low is None else f"{words} (95 %: {s.low:.1%} to {s.high:.1%})"
 
 
+def gap_words(measured):
+    """The relative difference of the losses, over the sizes that both have."""
+    both = sorted(set(measured["standard"]) & set(measured["laser"]))
+    if not both:
+        return "no size has runs of both"
+    d = S.paired_t([math.log(measured["laser"][n] / measured["standard"][n]) for n in both])
+    words = f"LASER / standard at equal size: {math.expm1(d.mean):+.2%} over {d.n} sizes"
+    if d.t is None:
+        return words
+    low, high = math.expm1(d.mean - d.half), math.expm1(d.mean + d.half)
+    return f"{words} (95 %: {low:+.2%} to {high:+.2%}, paired t-test p = {d.p:.2g})"
+
+
 def scaling(options, runs):
     """Figure 4: test loss = a n^b over parameters n in millions, and what LASER saves."""
     import paper_figures as F
@@ -324,6 +337,8 @@ def scaling(options, runs):
         text.append(table_text(names, [fit_row(a, fit) for a, fit in fits.items()]))
     else:
         text.append("no fit: it takes runs of at least two sizes")
+    if len(measured) == 2:
+        text.append(gap_words(measured))
     if len(fits) == 2:
         loss = options.loss or (PAPER_LOSS if options.paper else min(points["standard"][1]))
         text.append(saving_words(fits, loss))

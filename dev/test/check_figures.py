@@ -255,6 +255,8 @@ def check_figures(d, np):
     text = printed(d, "scaling", *runs)
     same(row(text, "standard")[0], "4.000 n^-0.0800", "scaling: an exact law")
     check("20.0% fewer" in text, f"scaling: the saving: {text}")
+    # 1.25^-0.08 at every size
+    check("equal size: -1.77% over 3 sizes" in text, f"scaling: at equal size: {text}")
     loss = {"standard": curve(np, 5, 1000), "laser": curve(np, 6, 1000)}
     for at in (300, 500):
         loss["standard"][at] += 1

@@ -70,7 +70,9 @@ def parameters(size):
 def call(script, *options, **variables):
     """(exit code, stdout, stderr) of scripts/SCRIPT.sh in an environment without its variables."""
     environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    environment.update({k: str(v) for k, v in variables.items()})
+    # paper_bf16.sh calls make: with the variables of a make that this runs under, not its jobs
+    flags = re.sub(r"(^| )-?-j(observer-)?\S*", "", environment.get("MAKEFLAGS", ""))
+    environment.update({k: str(v) for k, v in variables.items()}, MAKEFLAGS=flags)
     command = [os.path.join(TOP, "scripts", script + ".sh"), *options]
     done = subprocess.run(
         command, env=environment, check=False, capture_output=True, text=True, timeout=300
@@ -140,11 +142,26 @@ def check_plan(script, want, *options, **variables):
         check(not wrong, f"{script}: {wrong}")
 
 
+def header_of(script):
+    with open(os.path.join(TOP, "scripts", script + ".sh"), encoding="utf-8") as f:
+        return f.read().split("source")[0]
+
+
+def check_hours():
+    """The hours that stand in a paper_*.sh are those of the runs it starts."""
+    for script in ("paper_table1", "paper_scaling"):
+        hours = [
+            runs * number(r"time +(\S+) h", header_of(f"train_{size}"))
+            for size, runs in PAPER[script]
+        ]
+        got = number(r"(\d+) h\s+(?:# )?together", header_of(script))
+        check(abs(got - sum(hours)) < 1, f"{script}: {got} h together, its runs say {sum(hours)}")
+
+
 def check_headers():
     """What the header of a train_*.sh states is what its plan prints."""
     for name in TRAIN:
-        with open(os.path.join(TOP, "scripts", f"train_{name}.sh"), encoding="utf-8") as f:
-            header = f.read().split("source")[0]
+        header = header_of(f"train_{name}")
         code, plan, errors = call(f"train_{name}", PLAN=1)
         if not check(code == 0, f"train_{name}: exit code {code}: {errors.strip()}"):
             continue
@@ -175,11 +192,16 @@ def write_data(directory):
         write_shard(f"{directory}/x_{split}_000000.bin", tokens, vocab=61)
 
 
-def real(script, directory, *options, runs="runs", **variables):
+def real(script, directory, *options, runs="runs", warns="", **variables):
+    """What a script prints that trains a tiny model; warns: what must stand in its warnings."""
     where = {"DATA": directory, "RUNS": os.path.join(directory, runs), "MODEL": "tiny"}
     code, text, errors = call(script, *TINY, *options, **{"STEPS": STEPS, **where, **variables})
     if not check(code == 0, f"{script}: exit code {code}: {errors.strip()[-600:]}"):
         return ""
+    if warns:
+        check(warns in errors, f"{script}: no warning {warns!r} in {errors}")
+    else:
+        check("warning" not in errors, f"{script}: {errors}")
     return text
 
 
@@ -216,6 +238,8 @@ def check_table(directory):
     again = real("paper_table1", directory)
     check(again.count("finished before") == 6, "paper_table1: again: not all are passed over")
     check(read(f"{directory}/runs/301M-laser/log.jsonl") == log, "a finished run was touched")
+    real("paper_table1", directory, "--lr", "1e-4", warns="another command")
+    check(read(f"{directory}/runs/301M-laser/log.jsonl") == log, "another command trained again")
     real("paper_table1", directory, "--stop-after", "5", runs="stopped")
     real("paper_table1", directory, runs="stopped")
     weights = f"301M-laser/checkpoints/step_{STEPS:08d}/model.safetensors"
@@ -236,7 +260,7 @@ def check_others(directory):
             {"kind": "event", "step": 7, "name": "diverged", "text": "too many skipped steps"},
         ):
             f.write(json.dumps(record, separators=(",", ":")) + "\n")
-    text = real("sweep_234M", directory)
+    text = real("sweep_234M", directory, warns="has no validation")
     check("diverged before" in text, "sweep_234M: a diverged run is not passed over")
     check("diverged at step 7" in text, "sweep_234M: a diverged run is not in the table")
     check(re.search(r"best: --lr \S+ --weight-decay \S+", text), f"sweep_234M: no best: {text}")
@@ -255,6 +279,7 @@ CHECKS = {
     "parameters": check_parameters,
     "plans": check_plans,
     "headers": check_headers,
+    "hours": check_hours,
     "training": check_training,
     "table": check_table,
     "others": check_others,

@@ -38,6 +38,7 @@ const TestCase *test_start(int *count);
 const TestCase *test_model(int *count);
 const TestCase *test_torch(int *count);
 const TestCase *test_data(int *count);
+const TestCase *test_encode(int *count);
 const TestCase *test_runs(int *count);
 const TestCase *test_config(int *count);
 /* Those that only some backends have, NULL behind the last: groups_cpu.c, _cuda.c or _emu.c. */

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""make_recall.py: token shards of multi-query associative recall (Arora et al., arXiv 2312.04927), a
-task that only attention to the right place solves.
+"""make_recall.py: token shards of multi-query associative recall (Arora et al.,
+arXiv 2312.04927), a task that only attention to the right place solves.
 
-    python3 dev/data/make_recall.py --out DIR [--pairs 8] [--seq-len 128] [--train 20000] [--val 1000]
+    python3 dev/data/make_recall.py --out DIR [--pairs 8] [--seq-len 128] [--train 20000]
 
 A sequence of T tokens: n pairs of a key and a value, all keys different, then queries: a key that
 was shown, drawn uniformly, and its value. Keys, values and queries cannot be known before; what
 follows a query can. Sequences are as long as the trainer's windows (--seq-len T), so that each is
-one. Prints the entropy in nats a token, the least loss that any model can reach: a loss above it by
-x is a mean loss of x * T / answers on the answers.
+one. Prints the entropy in nats a token, the least loss that any model can reach: a loss above it
+by x is a mean loss of x * T / answers on the answers.
 
 Writes DIR/recall_train_000000.bin and DIR/recall_val_000000.bin (dataloader/FORMAT.md; no
 tokenizer: ids are keys, then values)."""

@@ -12,10 +12,12 @@
 #include "laser/checkpoint.h"
 #include "laser/comm.h"
 #include "laser/config.h"
+#include "laser/generate.h"
 #include "laser/json.h"
 #include "laser/model.h"
 #include "laser/optim.h"
 #include "laser/plan.h"
+#include "laser/probe.h"
 #include "laser/rundata.h"
 #include "laser/rundir.h"
 #include "laser/runlog.h"
@@ -305,19 +307,34 @@ static void validate(Trainer *t) {
 static void sample(Trainer *t) {
     const Config *c = &t->config;
     if (!t->log) return;
-    int32_t *tokens = (int32_t *)xcalloc((size_t)c->sample_tokens, sizeof *tokens);
     const int32_t eos = loader_info(t->data.train)->eos;
-    const int n = sample_tokens(&t->model, tokens, (int)c->sample_tokens, eos >= 0 ? eos : 0, eos,
-        (uint64_t)(c->seed + t->state.step));
+    const SampleRule rule = {1.0, 0, (uint64_t)(c->seed + t->state.step)};
+    const int most = (int)(c->sample_tokens < c->seq_len ? c->sample_tokens + 1 : c->seq_len);
+    int32_t *tokens = (int32_t *)xcalloc((size_t)most, sizeof *tokens);
+    tokens[0] = eos >= 0 ? eos : 0;
+    const int n = sample_tokens(&t->model, tokens, 1, most, eos, &rule);
     const Vocab *v = &t->data.vocab;
     Text text = {NULL, 0, 0};
     text_add_bytes(&text, "", 0); /* a sample may be empty */
-    for (int i = 0; i < n && tokens[i] < v->size; i++)
+    for (int i = 1; i < n && tokens[i] < v->size; i++)
         text_add_bytes(&text, v->bytes + v->offset[tokens[i]],
             (size_t)(v->offset[tokens[i] + 1] - v->offset[tokens[i]]));
     runlog_sample(t->log, t->state.step, text.data);
     text_free(&text);
     free(tokens);
+}
+
+static void probe(Trainer *t) {
+    Text layers = {NULL, 0, 0};
+    if (!t->log) return;
+    for (int i = 0; i < t->model.config.L; i++) {
+        ProbeLayer layer;
+        probe_layer(&t->model, i, (int)t->config.seq_len, &layer);
+        text_add(&layers, i ? "," : "");
+        probe_json(&layers, &layer);
+    }
+    runlog_probe(t->log, t->state.step, t->state.tokens, layers.data);
+    text_free(&layers);
 }
 
 /* ---- the loop ---- */
@@ -347,10 +364,12 @@ static int run(Trainer *t) {
         const int64_t step = t->begun;
         const bool last = step == c->steps, val = last || every(step, c->val_every);
         const bool text = every(step, c->sample_every), due = every(step, c->save_every);
+        const bool look = every(step, c->probe_attention);
         bool stop = c->stop_after && step - first >= c->stop_after;
         int number = signalled(t);
-        if (!val && !text && !due && !stop && !number) continue;
+        if (!val && !text && !due && !look && !stop && !number) continue;
         finish_steps(t, 0);
+        if (look) probe(t);
         if (val) validate(t);
         if (text) sample(t);
         number = number ? number : signalled(t);
@@ -391,6 +410,12 @@ int main(int argc, char **argv) {
         ModelConfig shape = config_model(&t.config, 0);
         const BackendOptions options = config_backend(&t.config, t.comm.local_rank);
         if (t.comm.rank == 0) plan_print(&t.config, &shape, t.comm.world, &options);
+        free(t.config.command_line);
+        comm_close(&t.comm);
+        return 0;
+    }
+    if (t.config.sample_from[0]) {
+        if (t.comm.rank == 0) generate(&t.config);
         free(t.config.command_line);
         comm_close(&t.comm);
         return 0;

@@ -166,6 +166,8 @@ typedef struct AttentionArgs {
     float *laser;  /* what LASER's backward needs, op_attention_laser_floats() of them; NULL for
                       standard */
     bool add_dv;   /* bwd: dv += (a second map over the same v) */
+    int from; /* fwd: rows [from, T) of out are wanted, of a B of 1; those before may be left or
+                 written again. 0 where a backward pass follows */
 } AttentionArgs;
 
 size_t op_attention_laser_floats(int B, int T, int H, int HD); /* 0 for standard attention */
@@ -175,11 +177,15 @@ void op_attention_fwd(Backend *be, act_t *out /* (B, T, H, HD) */,
 void op_attention_bwd(Backend *be, act_t *dqkv /* (B, T, 3, H, HD) */, const act_t *dout,
     const act_t *qkv, const act_t *out, const AttentionArgs *a);
 
+typedef struct RopeArgs {
+    int B, T, H, HD;
+    int first; /* position of each sequence's first row */
+} RopeArgs;
+
 /* Rotary positions on q and k in place: pairs (i, i + HD/2), angle t * base^(-2i/HD), base 1e4
  * (RoFormer; halves split as in GPT-NeoX). sign +1 forward, -1 backward (the transpose of a
  * rotation). */
-void op_rope(
-    Backend *be, act_t *qkv /* (B, T, 3, H, HD) */, int sign, const int *BTHD /* B, T, H, HD */);
+void op_rope(Backend *be, act_t *qkv /* (B, T, 3, H, HD) */, int sign, const RopeArgs *a);
 
 /* ---- queries and keys before the scores, in place ---- */
 
@@ -219,8 +225,8 @@ typedef struct DiffGrads {
 
 /* lambda = exp(lq1.lk1) - exp(lq2.lk2) + lambda_init;  y = o1 - lambda * o2;
  * out = (1 - lambda_init) * y / sqrt(mean(y^2) + eps) * w, or y where w is NULL. */
-void op_diff_fwd(Backend *be, act_t *out /* (N, H, HD) */, const act_t *o1, const act_t *o2,
-    const DiffArgs *a);
+void op_diff_fwd(
+    Backend *be, act_t *out /* (N, H, HD) */, const act_t *o1, const act_t *o2, const DiffArgs *a);
 /* do1, do2 written; do1 may be dout. */
 void op_diff_bwd(Backend *be, act_t *do1 /* (N, H, HD) */, act_t *do2, const DiffGrads *g,
     const act_t *dout, const act_t *o1, const act_t *o2, const DiffArgs *a);

@@ -56,9 +56,10 @@ static void backward_maps(Model *m, int layer, int B, int T, float beta) {
 static void backward_attention(Model *m, int layer, int B, int T, float beta) {
     const ModelConfig *c = &m->config;
     LayerActs *l = &m->layer[layer];
-    const int N = B * T, shape[4] = {B, T, model_score_heads(c), model_score_channels(c)};
+    const int N = B * T;
     NormArgs ln1 = pass_norm(m, N, P_ln1w, P_ln1b, layer, l->ln1_mean, l->ln1_rstd);
     LinearArgs qkv = pass_linear(m, N, P_qkvw, P_qkvb, layer);
+    RopeArgs rope = pass_rope(c, (Span){B, T, 0});
     QueryKeyArgs query_key = pass_query_key(m, N, layer);
     LinearArgs proj = pass_linear(m, N, P_projw, P_projb, layer);
     act_t *dattn = m->dbuf2, *dqkv = m->dbuf,
@@ -70,7 +71,7 @@ static void backward_attention(Model *m, int layer, int B, int T, float beta) {
     if (pass_has_query_key(c))
         op_query_key_bwd(m->be, dqkv, grad(m, P_qnormw, layer), grad(m, P_knormw, layer),
             grad(m, P_perdim, layer), beta, l->qkv, &query_key);
-    if (c->pos == POS_ROPE) op_rope(m->be, dqkv, -1, shape);
+    if (c->pos == POS_ROPE) op_rope(m->be, dqkv, -1, &rope);
     op_linear_bwd(
         m->be, dln1, grad(m, P_qkvw, layer), grad(m, P_qkvb, layer), beta, dqkv, l->ln1, &qkv);
     op_norm_bwd(
@@ -82,8 +83,8 @@ static void recompute_block(Model *m, int layer, int B, int T) {
     LayerActs *l = &m->layer[layer];
     const int N = B * T;
     if (m->config.recompute == RECOMPUTE_BLOCK) {
-        forward_attention(m, layer, l->x, NULL, B, T);
-        forward_mlp(m, layer, B, T);
+        forward_attention(m, layer, l->x, NULL, (Span){B, T, 0});
+        forward_mlp(m, layer, N);
     } else if (m->config.recompute == RECOMPUTE_LIGHT) {
         NormArgs ln1 = pass_norm(m, N, P_ln1w, P_ln1b, layer, l->ln1_mean, l->ln1_rstd);
         NormArgs ln2 = pass_norm(m, N, P_ln2w, P_ln2b, layer, l->ln2_mean, l->ln2_rstd);

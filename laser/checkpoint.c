@@ -287,17 +287,28 @@ static void find_fault(const char *dir, char *fault, size_t cap) {
     cJSON_Delete(o);
 }
 
-char *checkpoint_find(const char *dir) {
-    int count;
-    char **names = list_steps(dir, &count, true), *found = NULL;
-    for (int i = 0; i < count && !found; i++) {
+/* count: of checkpoints there, whole or not. clean: what interrupted saves left is removed. */
+static char *newest_whole(const char *dir, bool clean, int *count) {
+    char **names = list_steps(dir, count, clean), *found = NULL;
+    for (int i = 0; i < *count && !found; i++) {
         char path[PATH_BYTES], fault[PATH_BYTES];
         format(path, sizeof path, "%s/%s", dir, names[i]);
         find_fault(path, fault, sizeof fault);
         if (fault[0]) warn("checkpoint %s is passed over: %s", path, fault);
         if (!fault[0]) found = xstrdup(path);
     }
-    free_names(names, count);
+    free_names(names, *count);
+    return found;
+}
+
+char *checkpoint_newest(const char *dir) {
+    int count;
+    return newest_whole(dir, false, &count);
+}
+
+char *checkpoint_find(const char *dir) {
+    int count;
+    char *found = newest_whole(dir, true, &count);
     if (!found && count)
         die(EXIT_INPUT,
             "%s: none of its %d checkpoints is whole. Bring one back, or remove them to begin "

@@ -37,6 +37,10 @@ void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *
  * left. */
 char *checkpoint_find(const char *dir);
 
+/* The same for a reader, beside a run that may be saving: removes nothing; NULL when none is whole.
+ */
+char *checkpoint_newest(const char *dir);
+
 /* Dies (EXIT_INPUT) unless every file of this checkpoint has its size and checksum. */
 void checkpoint_require_whole(const char *path);
 

@@ -252,7 +252,7 @@ static void apply_preset(Config *c) {
 }
 
 static void check(const Config *c) {
-    if (!c->plan && !c->train[0])
+    if (!c->plan && !c->train[0] && !c->sample_from[0])
         die(EXIT_USAGE, "--train GLOB is needed: the training shards (or --plan)");
     if (c->pos == POS_ROPE && c->head_dim % 2)
         die(EXIT_USAGE, "--pos rope needs an even --head-dim, not %lld", (long long)c->head_dim);
@@ -264,6 +264,8 @@ static void check(const Config *c) {
             "--pos rope turns pairs of channels in each half of a head: with --diff it needs a "
             "--head-dim that is a multiple of 4, not %lld",
             (long long)c->head_dim);
+    if (c->probe_attention && c->recompute == RECOMPUTE_BLOCK)
+        die(EXIT_USAGE, "--probe-attention reads what --recompute block does not keep");
     if (c->total_batch != AUTO && c->total_batch % c->seq_len)
         die(EXIT_USAGE, "--total-batch %lld is not a multiple of --seq-len %lld",
             (long long)c->total_batch, (long long)c->seq_len);
@@ -431,6 +433,23 @@ static void saved_text(const cJSON *item, char *out, size_t cap) {
         format(out, cap, "%.0f", item->valuedouble); /* a large seed keeps its digits */
     else
         format(out, cap, "%.9g", cJSON_IsNumber(item) ? item->valuedouble : 0.0);
+}
+
+void config_adopt_model(Config *c, const char *json) {
+    cJSON *o = cJSON_Parse(json);
+    for (int i = 0; i < ROWS; i++) {
+        const Row *r = &table[i];
+        char text[4096];
+        const cJSON *item = r->kind == ROW_GROUP ? NULL : cJSON_GetObjectItem(o, r->field);
+        const bool name = strcmp(r->field, "train") == 0 || strcmp(r->field, "tokenizer") == 0;
+        const bool missing = name && !(*text_at(c, r))[0];
+        /* the seed is of the text to come */
+        const bool model = r->rule == FIXED && strcmp(r->field, "seed") != 0;
+        if (!item || !(missing || model)) continue;
+        saved_text(item, text, sizeof text);
+        set_value(c, r, r->kind == ROW_TEXT ? xstrdup(text) : text);
+    }
+    cJSON_Delete(o);
 }
 
 /* An option that the earlier run's program did not have yet was as its default is now. */

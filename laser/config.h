@@ -129,6 +129,18 @@ enum { AUTO = -1 };
         "continue the run in DIR, or from a checkpoint")                                           \
     INT(stop_after, "stop-after", 0, 0, (int64_t)1 << 40, FREE,                                    \
         "save and stop after this many steps of this call; 0: off")                                \
+    INT(probe_attention, "probe-attention", 0, 0, (int64_t)1 << 40, FREE,                          \
+        "steps between looks at attention: probabilities, Jacobian, gradients of its "             \
+        "projections; 0: never")                                                                   \
+    GROUP("Text from a checkpoint, instead of training")                                           \
+    TEXT(sample_from, "sample-from", "", FREE, "PATH",                                             \
+        "a checkpoint, or a run's directory: its newest")                                          \
+    TEXT(prompt, "prompt", "", FREE, "TEXT",                                                       \
+        "is continued (needs the vocabulary's tokenizer.model; none: a new document)")             \
+    TEXT(prompt_ids, "prompt-ids", "", FREE, "LIST", "the same as token ids: 17,4,2")              \
+    REAL(sample_temperature, "sample-temperature", 1, 0, 1e3, FREE,                                \
+        "divides the logits; 0: always the most probable token")                                   \
+    INT(top_k, "top-k", 0, 0, INT32_MAX, FREE, "draw from the K most probable tokens; 0: all")     \
     GROUP("Machine")                                                                               \
     INT(threads, "threads", 0, 0, 4096, FREE, "CPU threads; 0: one per core")                      \
     ENUM(attn_core, "attn-core", "auto", "auto|gemm|cudnn", FREE,                                  \
@@ -170,6 +182,10 @@ void config_help(FILE *out);
 /* The model that the options describe. vocab: as recorded in the data, used where --vocab and the
  * preset leave it open. */
 ModelConfig config_model(const Config *c, int32_t vocab);
+
+/* Takes the model's options, and where they are not given the data's names, from what
+ * config_json wrote. */
+void config_adopt_model(Config *c, const char *json);
 
 /* How the options say to run. Points into c. */
 BackendOptions config_backend(const Config *c, int local_rank);

@@ -61,6 +61,15 @@ AttentionArgs pass_attention(const Model *m, int B, int T, const LayerActs *l, i
     return a;
 }
 
+RopeArgs pass_rope(const ModelConfig *c, Span s) {
+    RopeArgs a = {.B = s.B,
+        .T = s.T - s.from,
+        .H = model_score_heads(c),
+        .HD = model_score_channels(c),
+        .first = s.from};
+    return a;
+}
+
 bool pass_has_query_key(const ModelConfig *c) {
     return c->qk_norm || c->per_dim_scale;
 }
@@ -104,37 +113,42 @@ ClassifierArgs pass_classifier(const Model *m, int N) {
 }
 
 /* One map of attention, or differential attention's two and what is made of them. */
-static void forward_maps(Model *m, int layer, int B, int T) {
+static void forward_maps(Model *m, int layer, Span s) {
     LayerActs *l = &m->layer[layer];
-    DiffArgs diff = pass_diff(m, B * T, layer);
+    const size_t at = (size_t)s.from * (size_t)m->config.H * (size_t)m->config.HD;
+    DiffArgs diff = pass_diff(m, s.B * s.T - s.from, layer);
 
     for (int i = 0; i < model_maps(&m->config); i++) {
-        AttentionArgs map = pass_attention(m, B, T, l, i);
+        AttentionArgs map = pass_attention(m, s.B, s.T, l, i);
+        map.from = s.from;
         op_attention_fwd(m->be, l->map[i].out, l->qkv, &map);
     }
-    if (m->config.diff) op_diff_fwd(m->be, l->attn, l->map[0].out, l->map[1].out, &diff);
+    if (m->config.diff)
+        op_diff_fwd(m->be, l->attn + at, l->map[0].out + at, l->map[1].out + at, &diff);
 }
 
-void forward_attention(Model *m, int layer, const act_t *x_in, const act_t *delta, int B, int T) {
+void forward_attention(Model *m, int layer, const act_t *x_in, const act_t *delta, Span s) {
     const ModelConfig *c = &m->config;
     LayerActs *l = &m->layer[layer];
-    const int N = B * T, shape[4] = {B, T, model_score_heads(c), model_score_channels(c)};
+    const int N = s.B * s.T - s.from;
+    const size_t at = (size_t)s.from * (size_t)c->H * (size_t)c->HD;
+    act_t *qkv = l->qkv + 3 * at;
     NormArgs ln1 = pass_norm(m, N, P_ln1w, P_ln1b, layer, l->ln1_mean, l->ln1_rstd);
-    LinearArgs qkv = pass_linear(m, N, P_qkvw, P_qkvb, layer);
+    LinearArgs qkv_layer = pass_linear(m, N, P_qkvw, P_qkvb, layer);
+    RopeArgs rope = pass_rope(c, s);
     QueryKeyArgs query_key = pass_query_key(m, N, layer);
     LinearArgs proj = pass_linear(m, N, P_projw, P_projb, layer);
 
     op_residual_norm_fwd(m->be, l->x, l->ln1, x_in, delta, &ln1);
-    op_linear_fwd(m->be, l->qkv, l->ln1, &qkv);
-    if (c->pos == POS_ROPE) op_rope(m->be, l->qkv, +1, shape);
-    if (pass_has_query_key(c)) op_query_key_fwd(m->be, l->qkv, &query_key);
-    forward_maps(m, layer, B, T);
-    op_linear_fwd(m->be, m->delta, l->attn, &proj);
+    op_linear_fwd(m->be, qkv, l->ln1, &qkv_layer);
+    if (c->pos == POS_ROPE) op_rope(m->be, qkv, +1, &rope);
+    if (pass_has_query_key(c)) op_query_key_fwd(m->be, qkv, &query_key);
+    forward_maps(m, layer, s);
+    op_linear_fwd(m->be, m->delta, l->attn + at, &proj);
 }
 
-void forward_mlp(Model *m, int layer, int B, int T) {
+void forward_mlp(Model *m, int layer, int N) {
     LayerActs *l = &m->layer[layer];
-    const int N = B * T;
     NormArgs ln2 = pass_norm(m, N, P_ln2w, P_ln2b, layer, l->ln2_mean, l->ln2_rstd);
     LinearArgs fc1 = pass_linear(m, N, P_fc1w, P_fc1b, layer);
     fc1.act = m->config.act;
@@ -144,29 +158,45 @@ void forward_mlp(Model *m, int layer, int B, int T) {
     op_linear_fwd(m->be, l->h, l->ln2, &fc1);
 }
 
-static void forward_block(
-    Model *m, int layer, const act_t *x_in, const act_t *delta, int B, int T) {
-    LinearArgs fc2 = pass_linear(m, B * T, P_fc2w, P_fc2b, layer);
-    forward_attention(m, layer, x_in, delta, B, T);
-    forward_mlp(m, layer, B, T);
+static void forward_block(Model *m, int layer, const act_t *x_in, const act_t *delta, Span s) {
+    const int N = s.B * s.T - s.from;
+    LinearArgs fc2 = pass_linear(m, N, P_fc2w, P_fc2b, layer);
+    forward_attention(m, layer, x_in, delta, s);
+    forward_mlp(m, layer, N);
     op_linear_fwd(m->be, m->delta, m->layer[layer].h, &fc2);
+}
+
+static void forward(Model *m, const int32_t *tokens, Span s) {
+    const ModelConfig *c = &m->config;
+    const int N = s.B * s.T - s.from, shape[3] = {s.B, s.T - s.from, c->C};
+    const act_t *pos = c->pos == POS_LEARNED ? param_act(&m->table, m->params, P_wpe, -1) : m->pos;
+    NormArgs lnf = pass_norm(m, N, P_lnfw, P_lnfb, -1, m->lnf_mean, m->lnf_rstd);
+
+    backend_send(m->be, m->tokens, tokens, (size_t)N);
+    op_embed_fwd(m->be, m->layer[0].x, m->tokens, param_act(&m->table, m->params, P_wte, -1),
+        pos ? pos + (size_t)s.from * (size_t)c->C : NULL, pass_embed_scale(c), shape);
+    for (int layer = 0; layer < c->L; layer++) {
+        const act_t *x_in = layer ? m->layer[layer - 1].x2 : m->layer[0].x;
+        forward_block(m, layer, x_in, layer ? m->delta : NULL, s);
+    }
+    op_residual_norm_fwd(m->be, m->x_final, m->lnf, m->layer[c->L - 1].x2, m->delta, &lnf);
 }
 
 void model_forward(Model *m, const int32_t *tokens, int B, int T) {
     const ModelConfig *c = &m->config;
     REQUIRE(B >= 1 && B <= m->B && T >= 1 && T <= c->T, "B=%d of %d, T=%d of %d", B, m->B, T, c->T);
-    const int N = B * T, shape[3] = {B, T, c->C};
-    const act_t *pos = c->pos == POS_LEARNED ? param_act(&m->table, m->params, P_wpe, -1) : m->pos;
-    NormArgs lnf = pass_norm(m, N, P_lnfw, P_lnfb, -1, m->lnf_mean, m->lnf_rstd);
+    forward(m, tokens, (Span){B, T, 0});
+}
 
-    backend_send(m->be, m->tokens, tokens, (size_t)N);
-    op_embed_fwd(m->be, m->layer[0].x, m->tokens, param_act(&m->table, m->params, P_wte, -1), pos,
-        pass_embed_scale(c), shape);
-    for (int layer = 0; layer < c->L; layer++) {
-        const act_t *x_in = layer ? m->layer[layer - 1].x2 : m->layer[0].x;
-        forward_block(m, layer, x_in, layer ? m->delta : NULL, B, T);
-    }
-    op_residual_norm_fwd(m->be, m->x_final, m->lnf, m->layer[c->L - 1].x2, m->delta, &lnf);
+bool model_has_cache(const ModelConfig *c) {
+    return c->recompute != RECOMPUTE_BLOCK;
+}
+
+void model_forward_on(Model *m, const int32_t *tokens, int from, int T) {
+    const ModelConfig *c = &m->config;
+    REQUIRE(from >= 0 && from < T && T <= c->T, "from=%d, T=%d of %d", from, T, c->T);
+    REQUIRE(from == 0 || model_has_cache(c), "from=%d: layers share one cache", from);
+    forward(m, tokens, (Span){1, T, from});
 }
 
 float pass_embed_scale(const ModelConfig *c) {

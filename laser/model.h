@@ -137,6 +137,11 @@ void model_sync_params(Model *m);         /* params = rounded master, after load
 
 /* Forward on host tokens; B <= m->B, T <= config.T. */
 void model_forward(Model *m, const int32_t *tokens /* (B*T) */, int B, int T);
+/* The same for tokens [from, T) of one sequence whose first `from` were in earlier calls: the bits
+ * that the whole sequence would give there (fp32 on a CPU; within rounding elsewhere). What it
+ * leaves, logits too, begins at row 0. from must be 0 where the model has no cache. */
+void model_forward_on(Model *m, const int32_t *tokens /* (T - from) */, int from, int T);
+bool model_has_cache(const ModelConfig *c); /* each layer keeps its keys and values */
 /* Adds the sum of the losses of sequence b to s[b]: (B), in backend memory. */
 void model_loss(Model *m, const int32_t *targets, int B, int T, StepState *s);
 /* Adds the sum of all losses to s, and gives gradients of grad_scale * sum(losses); beta 0 on a

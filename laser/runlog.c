@@ -321,6 +321,14 @@ void runlog_sample(RunLog *l, int64_t step, const char *text) {
     print_lasting(l, NULL, l->line.data);
 }
 
+void runlog_probe(RunLog *l, int64_t step, int64_t tokens, const char *layers) {
+    begin_line(l, "probe", step);
+    text_add(&l->line, ",\"tokens\":%" PRId64 ",\"layers\":[", tokens);
+    text_add_bytes(&l->line, layers, strlen(layers));
+    text_add(&l->line, "]}");
+    put_line(l);
+}
+
 void runlog_event(RunLog *l, int64_t step, const char *name, const char *text) {
     begin_line(l, "event", step);
     add_string(l, "name", name);

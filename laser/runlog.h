@@ -37,6 +37,8 @@ void runlog_train(RunLog *l, const StepRecord *r); /* logs, and draws the progre
 void runlog_val(RunLog *l, const ValRecord *r);
 void runlog_sample(
     RunLog *l, int64_t step, const char *text); /* text: UTF-8 or arbitrary bytes; shown too */
+/* layers: JSON objects of probe_json, commas between */
+void runlog_probe(RunLog *l, int64_t step, int64_t tokens, const char *layers);
 void runlog_event(RunLog *l, int64_t step, const char *name,
     const char *text); /* "saved", "resumed", "stopped", ... */
 void runlog_note(RunLog *l, const char *fmt, ...)

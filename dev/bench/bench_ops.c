@@ -87,13 +87,13 @@ static void norm_bwd(Bench *b) {
 }
 
 static void rope_fwd(Bench *b) {
-    const int shape[4] = {b->B, b->T, b->shape.H, b->shape.HD};
-    op_rope(b->be, b->dqkv, +1, shape);
+    const RopeArgs a = {.B = b->B, .T = b->T, .H = b->shape.H, .HD = b->shape.HD};
+    op_rope(b->be, b->dqkv, +1, &a);
 }
 
 static void rope_bwd(Bench *b) {
-    const int shape[4] = {b->B, b->T, b->shape.H, b->shape.HD};
-    op_rope(b->be, b->dqkv, -1, shape);
+    const RopeArgs a = {.B = b->B, .T = b->T, .H = b->shape.H, .HD = b->shape.HD};
+    op_rope(b->be, b->dqkv, -1, &a);
 }
 
 static void attention_fwd(Bench *b) {

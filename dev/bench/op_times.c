@@ -192,8 +192,8 @@ TIMED(op_embed_bwd,
         float scale, const int *BTC),
     (be, dwte, dpos, beta, dx, tokens, scale, BTC), EMBED, DX, 0,
     act_bytes(dpos ? 5 : 3, BTC[0] * BTC[1], BTC[2]))
-TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const int *BTHD), (be, qkv, sign, BTHD), EMBED,
-    sign > 0 ? FWD : DX, 0, act_bytes(4, BTHD[0] * BTHD[1], BTHD[2] * BTHD[3]))
+TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const RopeArgs *a), (be, qkv, sign, a),
+    EMBED, sign > 0 ? FWD : DX, 0, act_bytes(4, a->B * a->T, a->H * a->HD))
 TIMED(op_grad_norm, (Backend * be, StepState *s, const float *grads, size_t n), (be, s, grads, n),
     GRAD_NORM, FWD, 0, (double)(n * sizeof *grads))
 TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s),

@@ -49,6 +49,7 @@ LAYERS = [
     ("laser/forward", MODEL | {"laser/passes.h"}),
     ("laser/backward", MODEL | {"laser/passes.h"}),
     ("laser/sample", MODEL),
+    ("laser/generate", TRAIN | {"laser/sample.h", "dataloader/encode.h", "dataloader/vocab.h"}),
     ("laser/probe", MODEL | {"laser/json.h", "laser/passes.h"}),
     ("laser/optim", MODEL | {"laser/schedule.h"}),
     ("laser/checkpoint", TRAIN),

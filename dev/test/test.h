@@ -36,6 +36,7 @@ const TestCase *test_products(int *count);
 const TestCase *test_precision(int *count);
 const TestCase *test_start(int *count);
 const TestCase *test_model(int *count);
+const TestCase *test_generate(int *count);
 const TestCase *test_torch(int *count);
 const TestCase *test_data(int *count);
 const TestCase *test_encode(int *count);

@@ -8,7 +8,7 @@
 #include "dev/test/optim_cases.h"
 #include "laser/rng.h"
 
-static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 2, false};
+static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 1, 2, false};
 
 enum { ADAM_PARAMS = 0, ADAM_MASTER, ADAM_M, ADAM_V, ADAM_GRADS };
 

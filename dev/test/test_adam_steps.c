@@ -10,7 +10,7 @@
 #include "laser/config.h"
 #include "laser/rng.h"
 
-static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 2, false};
+static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 1, 2, false};
 static const char *const cases[] = {
     "adamw", "adamw_clipped", "lamb", "lamb_matrices", "lamb_no_decay", "lamb_clipped"};
 

@@ -239,12 +239,12 @@ static void norm_check(Bench *b, const NormCase *c) {
 
 static void rope_run(Bench *b, const void *opaque) {
     const RopeCase *c = opaque;
-    const int BTHD[4] = {c->B, c->T, c->H, c->HD};
+    const RopeArgs a = {.B = c->B, .T = c->T, .H = c->H, .HD = c->HD};
     const size_t n = product(c->B, c->T) * 3 * product(c->H, c->HD);
     backend_reserve(
         b->be, &(BackendLimits){c->B, c->T, c->H * c->HD, 1, c->H, c->HD, c->HD, 2, false});
-    op_rope(b->be, tensor_act(bench_random(b, TENSOR_ACT, n, 1, 0)), +1, BTHD);
-    op_rope(b->be, tensor_act(bench_random(b, TENSOR_ACT, n, 1, 0)), -1, BTHD);
+    op_rope(b->be, tensor_act(bench_random(b, TENSOR_ACT, n, 1, 0)), +1, &a);
+    op_rope(b->be, tensor_act(bench_random(b, TENSOR_ACT, n, 1, 0)), -1, &a);
 }
 
 /* Two products and a sum. A backend may form the angle in float: off by 4u of itself, which turns

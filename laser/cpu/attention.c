@@ -32,6 +32,7 @@ static Head attention_head(
     return (Head){.T = a->T,
         .HD = a->HD,
         .DK = a->DK,
+        .from = a->from,
         .ld = 3 * C,
         .ldo = C,
         .q = q + a->k0,
@@ -49,6 +50,8 @@ static void attention_check(const Backend *be, const AttentionArgs *a) {
         a->HD);
     REQUIRE(a->DK > 0 && a->k0 >= 0 && a->k0 + a->DK <= a->HD, "channels %d + %d of %d", a->k0,
         a->DK, a->HD);
+    REQUIRE(a->from == 0 || (a->B == 1 && a->from > 0 && a->from < a->T), "from %d of %d, B %d",
+        a->from, a->T, a->B);
     REQUIRE(be->scratch, "%s", "backend_reserve comes first");
     REQUIRE(a->T <= be->limits.T && a->HD <= be->limits.HD, "T %d HD %d: reserved for %d, %d", a->T,
         a->HD, be->limits.T, be->limits.HD);

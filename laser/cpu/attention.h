@@ -23,6 +23,7 @@ _Static_assert(CHUNK % KEYS == 0 && KEYS % NR == 0 && KEYS % MR == 0, "blocks ar
 
 typedef struct Head {
     int T, HD, DK;
+    int from;              /* first row that is wanted, fwd */
     ptrdiff_t ld;          /* floats from token to token in q, k, v and their gradients */
     ptrdiff_t ldo;         /* in out, dout, sums */
     const float *q, *k;    /* (T, DK): the channels that make the scores */

@@ -198,6 +198,7 @@ static void query_block(const Head *h, const Forward *f, int i0) {
 }
 
 void attention_head_fwd(const Head *h, Carve *scratch) {
+    const int begin = h->from / NR * NR;
     Forward f;
     forward_carve(scratch, &f, h->T, h->HD);
     pack_a(f.keys, h->k, h->ld, h->T, h->DK);
@@ -206,10 +207,11 @@ void attention_head_fwd(const Head *h, Carve *scratch) {
     else
         pack_a_t(f.values, h->v, h->ld, h->HD, h->T);
     for (int chunk = 0; chunk * CHUNK < h->T; chunk++) {
-        if (LASER) pack_exp_values(h, &f, chunk, f.refs.first);
-        for (int i0 = chunk * CHUNK; i0 < least(h->T, (chunk + 1) * CHUNK); i0 += NR)
-            query_block(h, &f, i0);
+        int first = chunk * CHUNK, end = least(h->T, first + CHUNK);
+        bool own = end > begin; /* rows of this chunk are wanted */
+        if (LASER) pack_exp_values(h, &f, chunk, own ? f.refs.first : f.refs.past);
+        for (int i0 = first > begin ? first : begin; i0 < end; i0 += NR) query_block(h, &f, i0);
         /* later chunks see the whole of this one, jumps too: they need the other reference */
-        if (LASER && f.refs.jumps[chunk]) pack_exp_values(h, &f, chunk, f.refs.past);
+        if (LASER && own && f.refs.jumps[chunk]) pack_exp_values(h, &f, chunk, f.refs.past);
     }
 }

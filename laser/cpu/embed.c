@@ -71,24 +71,24 @@ static void rope_fill(Backend *be) {
     be->rope_ready = true;
 }
 
-void op_rope(Backend *be, act_t *qkv, int sign, const int *BTHD) {
-    const int T = BTHD[1], N = BTHD[0] * T, H = BTHD[2], HD = BTHD[3], half = HD / 2;
+void op_rope(Backend *be, act_t *qkv, int sign, const RopeArgs *a) {
+    const int T = a->T, N = a->B * T, H = a->H, HD = a->HD, half = HD / 2;
     REQUIRE(HD % 2 == 0, "rotary positions turn pairs: head size %d is odd", HD);
-    REQUIRE(be->scratch && T <= be->limits.T && HD == be->limits.DK, "T=%d HD=%d, reserved %d %d",
-        T, HD, be->limits.T, be->limits.DK);
+    REQUIRE(be->scratch && a->first + T <= be->limits.T && HD == be->limits.DK,
+        "T=%d + %d HD=%d, reserved %d %d", a->first, T, HD, be->limits.T, be->limits.DK);
     if (!be->rope_ready) rope_fill(be);
     const float s = sign < 0 ? -1.0f : 1.0f;
     CPU_PARALLEL_FOR
     for (int n = 0; n < N; n++) {
-        const float *restrict cosine = be->rope + (size_t)(n % T) * (size_t)HD;
+        const float *restrict cosine = be->rope + (size_t)(a->first + n % T) * (size_t)HD;
         const float *restrict sine = cosine + half;
         for (int h = 0; h < 2 * H; h++) { /* the heads of q, then of k */
             float *restrict lo = qkv + ((size_t)n * 3 * (size_t)H + (size_t)h) * (size_t)HD;
             float *restrict hi = lo + half;
             for (int i = 0; i < half; i++) {
-                float a = lo[i], b = hi[i], turn = s * sine[i];
-                lo[i] = a * cosine[i] - b * turn;
-                hi[i] = b * cosine[i] + a * turn;
+                float x = lo[i], y = hi[i], turn = s * sine[i];
+                lo[i] = x * cosine[i] - y * turn;
+                hi[i] = y * cosine[i] + x * turn;
             }
         }
     }

@@ -118,10 +118,14 @@ static Attention attention_open(Backend *be, const AttentionArgs *a) {
     REQUIRE(a->DK > 0 && a->k0 >= 0 && a->k0 + a->DK <= a->HD, "channels %d to %d of %d", a->k0,
         a->k0 + a->DK, a->HD);
     REQUIRE(!LASER || a->laser, "%s", "LASER needs what its backward reads");
+    REQUIRE(a->from == 0 || (a->B == 1 && a->from > 0 && a->from < a->T), "from %d of %d, B %d",
+        a->from, a->T, a->B);
     Attention x = {};
     x.a = a;
     const bool capped = a->softcap > 0 || be->limits.capped; /* as reserved */
-    x.cudnn = attention_core(be, a->HD, a->DK, a->T, capped).core == ATTN_CORE_CUDNN;
+    /* cuDNN would plan for each length anew */
+    x.cudnn = a->from == 0 &&
+              attention_core(be, a->HD, a->DK, a->T, capped).core == ATTN_CORE_CUDNN;
     x.plan = attention_plan(a->B, a->T, a->H, a->HD, 0, 0, be->plan.attention_bytes);
     REQUIRE(x.plan.total <= be->plan.attention_bytes, "B %d T %d H %d HD %d: more than reserved",
         a->B, a->T, a->H, a->HD);
@@ -197,6 +201,8 @@ static void cudnn_core_bwd(Backend *be, act_t *dqkv, const act_t *dout, const ac
 void op_attention_fwd(Backend *be, act_t *out, const act_t *qkv, const AttentionArgs *a) {
     const Attention x = attention_open(be, a);
     const GemmCoreArgs g = gemm_args(&x);
+    if (LASER && a->from) /* of rows that are left */
+        backend_zero(be, x.exact, (size_t)a->H * (size_t)a->T * sizeof *x.exact);
     if (x.cudnn)
         cudnn_core_fwd(be, out, qkv, &x);
     else

@@ -305,7 +305,8 @@ void gemm_core_fwd(Backend *be, act_t *out, const act_t *qkv, const GemmCoreArgs
             laser_values(be, packed_view(c.f.p, &r), v, x->saved, &r);
         else
             copy_rows(be, packed_view(c.f.p, &r), v, &r);
-        for (int r0 = 0; r0 < c.T; r0 += c.rows) strip_fwd(be, out, &c, x, r0);
+        for (int r0 = a->from / BLOCK * BLOCK; r0 < c.T; r0 += c.rows)
+            strip_fwd(be, out, &c, x, r0);
     }
 }
 

@@ -289,16 +289,18 @@ void op_embed_bwd(Backend *be, float *dwte, float *dpos, float beta, const act_t
 /* ---- rotary positions ------------------------------------------------------------------------ */
 
 typedef struct RopeShape {
-    int T, H, half; /* half: of a head */
+    int T, H, half, first; /* half: of a head; first: position of a sequence's first row */
     float sign;
 } RopeShape;
 
 /* A block takes a token: the heads of q, then of k. Bytes per element of q and k: an act_t read,
  * one written; the table comes from the cache. */
 template <int VEC>
-__global__ static void rope_kernel(act_t *qkv, const float *table /* (T, 2, half) */, RopeShape s) {
+__global__ static void rope_kernel(
+    act_t *qkv, const float *table /* (T, 2, half) */, RopeShape s) {
     const int n = blockIdx.x, vecs = s.half / VEC;
-    const float *cosines = table + (int64_t)(n % s.T) * 2 * s.half, *sines = cosines + s.half;
+    const float *cosines = table + (int64_t)(s.first + n % s.T) * 2 * s.half;
+    const float *sines = cosines + s.half;
     act_t *token = qkv + (int64_t)n * 6 * s.H * s.half;
 #pragma unroll 2
     for (int j = threadIdx.x; j < 2 * s.H * vecs; j += blockDim.x) {
@@ -318,13 +320,13 @@ __global__ static void rope_kernel(act_t *qkv, const float *table /* (T, 2, half
     }
 }
 
-void op_rope(Backend *be, act_t *qkv, int sign, const int *BTHD) {
+void op_rope(Backend *be, act_t *qkv, int sign, const RopeArgs *a) {
     require_scratch(be);
-    const int N = BTHD[0] * BTHD[1], HD = BTHD[3];
-    const RopeShape s = {BTHD[1], BTHD[2], HD / 2, sign < 0 ? -1.0f : 1.0f};
+    const int N = a->B * a->T, HD = a->HD;
+    const RopeShape s = {a->T, a->H, HD / 2, a->first, sign < 0 ? -1.0f : 1.0f};
     REQUIRE(HD % 2 == 0, "rotary positions turn pairs: head size %d is odd", HD);
-    REQUIRE(s.T <= be->limits.T && HD == be->limits.DK, "T=%d HD=%d, reserved %d %d", s.T, HD,
-        be->limits.T, be->limits.DK);
+    REQUIRE(a->first + s.T <= be->limits.T && HD == be->limits.DK,
+        "T=%d + %d HD=%d, reserved %d %d", a->first, s.T, HD, be->limits.T, be->limits.DK);
     const bool wide = rows_aligned(s.half, sizeof(act_t), qkv);
     const int pairs = 2 * s.H * s.half / (wide ? ACT_VEC : 1);
     const int threads = pairs >= THREADS ? THREADS : ceil_div(pairs, WARP) * WARP;

@@ -30,7 +30,8 @@ typedef struct Reader {
     double entropy, entropy_tokens;
     /* the manifest being read */
     char path[PATH_BYTES];
-    int directory;     /* bytes of path before the name */
+    int directory; /* bytes of path before the name */
+    cJSON *root;
     const char *shard; /* whose entry it is, or NULL */
 } Reader;
 
@@ -221,7 +222,7 @@ static void read_inputs(const Reader *r, const cJSON *root, Manifests *m) {
 static void take(Reader *r, const char *text, size_t size) {
     Manifests *all = r->out, one = {0};
     r->shard = NULL;
-    cJSON *root = cJSON_ParseWithLength(text, size);
+    const cJSON *root = r->root = cJSON_ParseWithLength(text, size);
     if (!root) bad(r, "is cut short or damaged: it is not whole JSON");
     const int64_t version = whole(r, root, "version", 0);
     if (version != VERSION)
@@ -240,7 +241,7 @@ static void take(Reader *r, const char *text, size_t size) {
             format(all->first_absent, sizeof all->first_absent, "%s", one.first_absent);
         all->absent += one.absent;
     }
-    cJSON_Delete(root);
+    cJSON_Delete(r->root);
 }
 
 /* ---- finding them ---- */

@@ -190,7 +190,7 @@ static int read_split(Reader *r, const cJSON *root, const char *name, Manifests 
         new_tokens += info.tokens;
         one->documents += whole(r, entry, "documents", 0);
     }
-    if (tokens != whole(r, split, "tokens", 0) || documents > whole(r, split, "documents", 0))
+    if (tokens != whole(r, split, "tokens", 0) || documents != whole(r, split, "documents", 0))
         bad(r,
             "the shards of \"%s\" have %" PRId64 " tokens and %" PRId64
             " documents together, other than it says itself",

@@ -78,6 +78,10 @@ static Options parse_options(int argc, char **argv) {
     return o;
 }
 
+static int64_t token_at(Shard *s, int64_t i) {
+    return shard_token(s, i);
+}
+
 static void print_info(const Shard *s) {
     const ShardInfo *i = &s->info;
     printf("%s: %" PRId64 " tokens of %d bytes", s->path, i->tokens, i->token_bytes);
@@ -107,7 +111,7 @@ static void count_shard(Counts *c, Shard *s) {
     c->documents =
         c->documents < 0 || s->info.documents < 0 ? -1 : c->documents + s->info.documents;
     for (int64_t i = 0; i < s->info.tokens; i++) {
-        const size_t id = (size_t)shard_token(s, i);
+        const size_t id = (size_t)token_at(s, i);
         if (id > LARGEST_ID)
             die(EXIT_INPUT,
                 "%s: byte %" PRId64 ": token %" PRId64
@@ -161,7 +165,7 @@ static void print_text(Shard *s, const Options *o) {
     const int64_t rest = s->info.tokens - o->from;
     const int64_t end = o->tokens < rest ? o->from + o->tokens : s->info.tokens;
     for (int64_t i = o->from; i < end; i++) {
-        const int64_t id = shard_token(s, i);
+        const int64_t id = token_at(s, i);
         if (id >= v.size)
             die(EXIT_INPUT,
                 "%s: byte %" PRId64 ": token %" PRId64 " is %" PRId64

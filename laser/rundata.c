@@ -224,8 +224,8 @@ static void add_manifests(Text *t, const Manifests *m, const Loader *l) {
     if (!m->manifests) return;
     text_add(t, "; ");
     add_count(t, (double)m->documents);
-    text_add(t, " documents of %" PRId64 " files, %.2f bytes/token", m->inputs,
-        m->bytes / (double)m->tokens);
+    text_add(t, " documents of %" PRId64 " file%s, %.2f bytes/token", m->inputs,
+        m->inputs == 1 ? "" : "s", m->bytes / (double)m->tokens);
     if (isfinite(m->entropy)) text_add(t, ", unigram entropy %.3f nats", m->entropy);
     if (m->shards < loader_info(l)->shards) text_add(t, " (of %d shards)", m->shards);
 }

@@ -208,7 +208,7 @@ def manifest_told(t):
     tokens = 7 * 16 + 1 + 12 * 16 + 6 + 10 * 16 + 16
     for what in (
         f"train_*.bin: {tokens} tokens in 3 shards",
-        "3 documents of 1 files, 5.00 bytes/token",
+        "3 documents of 1 file, 5.00 bytes/token",
         "unigram entropy 4.000 nats",
         "tokenizer 0000567800001234 of 61",
         "0.276 epochs in this run",

@@ -176,10 +176,14 @@ build/revision: FORCE
 TOOLS := build/bin/c4_tokenize build/bin/shard_tool
 tools: $(TOOLS)
 TOOL_OUT := build/tools
-build/bin/c4_tokenize: $(patsubst %,$(TOOL_OUT)/%.o,$(wildcard dataloader/*.cc) dataloader/shard.c laser/base.c laser/rng.c)
+# $(call tool_objects,SOURCES)
+tool_objects = $(patsubst %,$(TOOL_OUT)/%.o,$1 dataloader/shard.c laser/base.c laser/rng.c)
+TOKENIZER_OBJECTS := $(call tool_objects,$(filter-out dataloader/c4_tokenize.cc,$(wildcard dataloader/*.cc)) laser/json.c)
+TOKENIZER_LIBS := -lsentencepiece_train -lsentencepiece -lz -lcjson -lcrypto -lpthread
+build/bin/c4_tokenize: $(TOOL_OUT)/dataloader/c4_tokenize.cc.o $(TOKENIZER_OBJECTS)
 	@mkdir -p $(@D)
-	$(CXX) $(LDFLAGS) -o $@ $^ -lsentencepiece_train -lsentencepiece -lz -lcjson
-build/bin/shard_tool: $(patsubst %,$(TOOL_OUT)/%.o,dataloader/shard_tool.c dataloader/shard.c dataloader/vocab.c laser/base.c laser/rng.c)
+	$(CXX) $(LDFLAGS) -o $@ $^ $(TOKENIZER_LIBS)
+build/bin/shard_tool: $(call tool_objects,dataloader/shard_tool.c dataloader/vocab.c)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ -lm
 $(TOOL_OUT)/%.c.o: %.c

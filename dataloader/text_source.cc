@@ -1,149 +1,240 @@
-/* text_source.cc: cuts text files and JSON lines, plain or gzipped, into documents. A damaged line
- * is left out and counted; a damaged file ends the program. Knows no tokenizer. */
+/* text_source.cc: files -> blocks of whole records. zlib's stream interface and not its gz*
+ * functions: those hide the bytes that are to be hashed, and read what is no gzip as plain text. */
 #include "dataloader/text_source.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
 
 #include "laser/base.h"
 
-#include <cjson/cJSON.h>
+enum { INPUT_BYTES = 1 << 18 };
+static const size_t longest_record = (size_t)1 << 30;
 
-#include <cerrno>
-#include <cinttypes>
-#include <cstring>
+struct Source {
+    const std::vector<std::string> *paths = nullptr;
+    size_t file = 0;
+    int fd = -1; /* -1: the file is not open yet */
+    bool json = false, gzip = false;
+    bool in_member = false; /* gzip: within a compressed stream, of which a file may have several */
+    bool at_end = false;
+    z_stream z = {};
+    EVP_MD_CTX *sha = nullptr;
+    std::vector<unsigned char> input; /* what z.next_in points into, for plain files too */
+    int64_t read = 0, offset = 0;
+    std::string rest;  /* the beginning of the next block */
+    std::string fault; /* the first one; nothing is read after it */
+};
+
+/* ---- SHA-256 ---- */
+
+static std::string hex(const unsigned char *bytes, size_t n) {
+    static const char digits[] = "0123456789abcdef";
+    std::string text;
+    for (size_t i = 0; i < n; i++) {
+        text += digits[bytes[i] >> 4];
+        text += digits[bytes[i] & 15];
+    }
+    return text;
+}
+
+static std::string sha256_end(EVP_MD_CTX *sha) {
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned size = 0;
+    REQUIRE(EVP_DigestFinal_ex(sha, digest, &size) == 1, "SHA-256");
+    return hex(digest, size);
+}
+
+std::string sha256_hex(const std::string &data) {
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned size = 0;
+    REQUIRE(EVP_Digest(data.data(), data.size(), digest, &size, EVP_sha256(), nullptr) == 1,
+        "SHA-256 of %zu bytes", data.size());
+    return hex(digest, size);
+}
+
+/* ---- bytes of a file ---- */
+
+static void fail(Source *s, const std::string &what) {
+    if (s->fault.empty()) s->fault = (*s->paths)[s->file] + ": " + what;
+    s->at_end = true;
+}
+
+static void fail_at(Source *s, const std::string &what) {
+    fail(s, "byte " + std::to_string(s->read - (int64_t)s->z.avail_in) +
+                (s->gzip ? " of the compressed file: " : ": ") + what +
+                " The file is damaged or was not copied whole: copy it again, then run the same "
+                "command.");
+}
+
+/* More input after what has been used up; false at the end of the file. */
+static bool refill(Source *s) {
+    ssize_t n;
+    do {
+        n = read(s->fd, s->input.data(), s->input.size());
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) fail_at(s, std::string("cannot be read: ") + strerror(errno) + ".");
+    if (n <= 0) return false;
+    REQUIRE(EVP_DigestUpdate(s->sha, s->input.data(), (size_t)n) == 1, "SHA-256");
+    s->read += n;
+    s->z.next_in = s->input.data();
+    s->z.avail_in = (uInt)n;
+    return true;
+}
 
 static bool has_suffix(const std::string &name, const char *suffix) {
     const size_t n = strlen(suffix);
     return name.size() >= n && name.compare(name.size() - n, n, suffix) == 0;
 }
 
-static void source_open_file(Source *s) {
+static void open_file(Source *s) {
     const std::string &path = (*s->paths)[s->file];
     std::string name = path;
-    if (has_suffix(name, ".gz")) name.resize(name.size() - 3);
+    const bool named_gzip = has_suffix(name, ".gz");
+    if (named_gzip) name.resize(name.size() - 3);
     s->json = has_suffix(name, ".json") || has_suffix(name, ".jsonl");
-    fclose(xfopen(path.c_str(), "rb")); /* says why a file cannot be opened; gzopen does not */
-    s->gz = gzopen(path.c_str(), "rb");
-    if (!s->gz) die(EXIT_INPUT, "%s: cannot be opened: %s.", path.c_str(), strerror(errno));
-    gzbuffer(s->gz, 1 << 18);
-    s->at_end = false;
-    s->buffer.clear();
-    s->used = 0;
-    s->line = 0;
-    s->offset = 0;
+    s->read = s->offset = 0;
+    s->at_end = s->in_member = s->gzip = false;
+    s->z.avail_in = 0;
+    REQUIRE(EVP_DigestInit_ex(s->sha, EVP_sha256(), nullptr) == 1, "SHA-256");
+    s->fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (s->fd < 0) return fail(s, std::string("cannot be opened: ") + strerror(errno) + ".");
+    posix_fadvise(s->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    refill(s);
+    s->gzip = s->z.avail_in >= 2 && s->input[0] == 0x1f && s->input[1] == 0x8b;
+    if (named_gzip && !s->gzip && s->fault.empty())
+        fail(s, s->read == 0 ? "byte 0: is empty; expected gzip data. Copy it again."
+                             : "byte 0: is not gzip data. Copy it again, or rename it if it is "
+                               "plain text.");
 }
 
-static void source_close_file(Source *s) {
-    gzclose(s->gz);
-    s->gz = nullptr;
-    s->file++;
-}
-
-/* Appends the next uncompressed bytes of the open file to the buffer. */
-static void source_read(Source *s) {
-    enum { CHUNK = 1 << 20 };
-    s->buffer.erase(0, s->used);
-    s->used = 0;
-    const size_t have = s->buffer.size();
-    if (have > (size_t)1 << 30)
-        die(EXIT_INPUT,
-            "%s: byte %" PRId64 ": a document of more than 1 GiB starts here. Separate "
-            "its parts with form feeds.",
-            (*s->paths)[s->file].c_str(), s->offset);
-    s->buffer.resize(have + CHUNK);
-    const int n = gzread(s->gz, &s->buffer[have], CHUNK);
-    int status = Z_OK;
-    const char *reason = gzerror(s->gz, &status);
-    /* Z_BUF_ERROR after the last bytes: the compressed stream stops before its end */
-    if (n < 0 || (n < CHUNK && status != Z_OK && status != Z_STREAM_END))
-        die(EXIT_INPUT,
-            "%s: byte %" PRId64 " (of the compressed file): %s. The file is damaged or "
-            "was not copied whole: copy it again.",
-            (*s->paths)[s->file].c_str(), (int64_t)gzoffset(s->gz),
-            status == Z_ERRNO ? strerror(errno) : reason);
-    s->buffer.resize(have + (size_t)n);
-    s->at_end = n < CHUNK;
-}
-
-/* The next record of the open file, up to the delimiter or the file's end; false at the end. */
-static bool source_record(Source *s, char delimiter, std::string *record) {
-    size_t searched = s->used, found;
-    while ((found = s->buffer.find(delimiter, searched)) == std::string::npos && !s->at_end) {
-        searched = s->buffer.size() - s->used;
-        source_read(s);
+/* Begins the next compressed stream of the file; false at the end of the file or a fault. Zeros
+ * may fill up the end of the file, as tapes have it. */
+static bool next_member(Source *s) {
+    for (;;) {
+        if (s->z.avail_in == 0 && !refill(s)) return false;
+        if (*s->z.next_in != 0) break;
+        s->z.next_in++;
+        s->z.avail_in--;
     }
-    if (found == std::string::npos) {
-        if (s->used == s->buffer.size()) return false;
-        record->assign(s->buffer, s->used, std::string::npos);
-        s->used = s->buffer.size();
-    } else {
-        record->assign(s->buffer, s->used, found - s->used);
-        s->used = found + 1;
+    if (*s->z.next_in != 0x1f) {
+        fail_at(s, "something that is not gzip data follows the compressed text.");
+        return false;
     }
-    s->offset += (int64_t)record->size() + (found != std::string::npos);
-    s->line++;
+    REQUIRE(inflateReset(&s->z) == Z_OK, "zlib");
+    s->in_member = true;
     return true;
 }
 
-/* cJSON returns C strings, which end at a NUL character: the escape for it becomes U+FFFD. */
-static int64_t replace_nul_escapes(std::string *line) {
-    int64_t count = 0;
-    for (size_t i = 0; i + 1 < line->size(); i++) {
-        if ((*line)[i] != '\\') continue;
-        if (line->compare(i, 6, "\\u0000") == 0) {
-            line->replace(i, 6, "\\ufffd");
-            count++;
+static size_t read_gzip(Source *s, char *to, size_t size) {
+    s->z.next_out = (unsigned char *)to;
+    s->z.avail_out = (uInt)size;
+    while (s->z.avail_out > 0 && !s->at_end) {
+        if (!s->in_member && !next_member(s)) {
+            s->at_end = true;
+            break;
         }
-        i++; /* past the escaped character, which may be a backslash */
-    }
-    return count;
-}
-
-static const char *parse_line(Source *s, std::string *line, std::string *text) {
-    if (line->find('\0') != std::string::npos) return "holds a NUL byte";
-    s->nul += replace_nul_escapes(line);
-    const char *end = nullptr;
-    cJSON *object = cJSON_ParseWithOpts(line->c_str(), &end, 1 /* nothing may follow */);
-    if (!object) return "is not JSON";
-    const cJSON *field = cJSON_GetObjectItemCaseSensitive(object, "text");
-    const bool good = cJSON_IsString(field);
-    if (good) *text = field->valuestring;
-    cJSON_Delete(object);
-    return good ? nullptr : "has no string under \"text\"";
-}
-
-static bool source_json(Source *s, std::string *text) {
-    enum { NAMED = 10 };
-    std::string line;
-    for (;;) {
-        const int64_t offset = s->offset;
-        if (!source_record(s, '\n', &line)) return false;
-        if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-        const char *fault = parse_line(s, &line, text);
-        if (!fault) return true;
-        s->bad_lines++;
-        if (s->quiet) continue;
-        if (s->bad_lines <= NAMED)
-            warn("%s: line %" PRId64 " (byte %" PRId64 ") %s; it is left out.",
-                (*s->paths)[s->file].c_str(), s->line, offset, fault);
-        else if (s->bad_lines == NAMED + 1)
-            warn("more lines are bad; they are counted, not named.");
-    }
-}
-
-bool source_next(Source *s, std::string *text) {
-    while (s->file < s->paths->size()) {
-        if (!s->gz) source_open_file(s);
-        if (!(s->json ? source_json(s, text) : source_record(s, '\f', text))) {
-            source_close_file(s);
-        } else if (text->find_first_not_of(" \t\r\n") == std::string::npos) {
-            s->empty++;
-        } else {
-            s->documents++;
-            return true;
+        if (s->z.avail_in == 0 && !refill(s)) {
+            fail_at(s, "the file ends within the compressed text.");
+            break;
         }
+        const int status = inflate(&s->z, Z_NO_FLUSH);
+        if (status == Z_STREAM_END)
+            s->in_member = false;
+        else if (status != Z_OK && status != Z_BUF_ERROR)
+            fail_at(s, std::string(s->z.msg ? s->z.msg : zError(status)) + ".");
     }
-    return false;
+    return size - s->z.avail_out;
+}
+
+static size_t read_plain(Source *s, char *to, size_t size) {
+    size_t have = 0;
+    while (have < size && !s->at_end) {
+        if (s->z.avail_in == 0 && !refill(s)) {
+            s->at_end = true;
+            break;
+        }
+        const size_t n = size - have < s->z.avail_in ? size - have : s->z.avail_in;
+        memcpy(to + have, s->z.next_in, n);
+        s->z.next_in += n;
+        s->z.avail_in -= (uInt)n;
+        have += n;
+    }
+    return have;
+}
+
+/* ---- blocks ---- */
+
+Source *source_open(const std::vector<std::string> *paths, size_t first) {
+    Source *s = new Source;
+    s->paths = paths;
+    s->file = first;
+    s->input.resize(INPUT_BYTES);
+    s->sha = EVP_MD_CTX_new();
+    if (!s->sha || inflateInit2(&s->z, 15 + 16 /* gzip alone */) != Z_OK)
+        die(EXIT_IO, "out of memory");
+    return s;
+}
+
+/* Appends text to the block's data until it holds the end of a record or the file ends; what
+ * follows the last record's end goes to s->rest. */
+static void fill(Source *s, Block *block) {
+    std::string &data = block->data;
+    const char delimiter = s->json ? '\n' : '\f';
+    data.swap(s->rest);
+    s->rest.clear();
+    while (!s->at_end) {
+        const size_t have = data.size();
+        data.resize(have + BLOCK_BYTES);
+        const size_t n = s->gzip ? read_gzip(s, &data[have], BLOCK_BYTES)
+                                 : read_plain(s, &data[have], BLOCK_BYTES);
+        data.resize(have + n);
+        if (s->at_end) break;
+        const void *found = memrchr(&data[have], delimiter, n);
+        if (found) {
+            const size_t end = (size_t)((const char *)found - data.data()) + 1;
+            s->rest.assign(data, end, std::string::npos);
+            data.resize(end);
+            break;
+        }
+        if (data.size() > longest_record)
+            fail(s, "byte " + std::to_string(s->offset) +
+                        ": a document of more than 1 GiB starts here. Separate its parts" +
+                        (s->json ? "." : " with form feeds."));
+    }
+    if (s->fault.empty()) return;
+    /* a record that the fault has cut must not pass for a whole one */
+    const size_t end = data.rfind(delimiter);
+    data.resize(end == std::string::npos ? 0 : end + 1);
+}
+
+bool source_next(Source *s, Block *block) {
+    *block = Block();
+    if (s->file == s->paths->size()) return false;
+    if (s->fd < 0) open_file(s);
+    block->file = s->file;
+    block->json = s->json;
+    fill(s, block);
+    block->offset = s->offset;
+    block->read = s->read - (int64_t)s->z.avail_in;
+    block->fault = s->fault;
+    s->offset += (int64_t)block->data.size();
+    if (!s->at_end) return true;
+    block->last = s->fault.empty();
+    if (block->last) block->sha256 = sha256_end(s->sha);
+    if (s->fd >= 0) close(s->fd);
+    s->fd = -1;
+    s->file = s->fault.empty() ? s->file + 1 : s->paths->size();
+    return true;
 }
 
 void source_close(Source *s) {
-    if (s->gz) source_close_file(s);
+    if (s->fd >= 0) close(s->fd);
+    inflateEnd(&s->z);
+    EVP_MD_CTX_free(s->sha);
+    delete s;
 }

@@ -73,6 +73,7 @@ group_build() {
 group_quickstart() {
     need g++ "C++ compiler" command_there c++
     need zlib1g-dev zlib header zlib.h
+    need libssl-dev "SHA-256" header openssl/evp.h
     need libsentencepiece-dev sentencepiece header sentencepiece_trainer.h
     need python3 Python command_there python3
     need python3-venv "Python environments" venv_there

@@ -59,7 +59,7 @@ LAYERS = [
     ("laser/validate", MODEL | RUN_DATA),
     ("laser/cpu/", SEAM),
     ("laser/cuda/", SEAM),
-    ("dataloader/", BASE | {"laser/rng.h"}),
+    ("dataloader/", BASE | {"laser/json.h", "laser/rng.h"}),
     ("dev/emu/", BASE),  # stands in for CUDA, knows nothing of what runs on it
 ]
 OWN_FOLDERS = ("laser/cpu/", "laser/cuda/", "dataloader/", "dev/emu/")

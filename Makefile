@@ -183,6 +183,8 @@ TOKENIZER_LIBS := -lsentencepiece_train -lsentencepiece -lz -lcjson -lcrypto -lp
 build/bin/c4_tokenize: $(TOOL_OUT)/dataloader/c4_tokenize.cc.o $(TOKENIZER_OBJECTS)
 	@mkdir -p $(@D)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(TOKENIZER_LIBS)
+build/bin/bench_tokenize: $(TOOL_OUT)/dev/bench/bench_tokenize.cc.o $(TOKENIZER_OBJECTS) build/bin/c4_tokenize
+	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(TOKENIZER_LIBS)
 build/bin/shard_tool: $(call tool_objects,dataloader/shard_tool.c dataloader/vocab.c)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ -lm

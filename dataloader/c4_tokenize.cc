@@ -5,6 +5,7 @@
  * tokenize_pipeline.h (threads), tokenize_output.h (shards), tokenize_journal.h (JSON). */
 #include <fcntl.h>
 #include <glob.h>
+#include <malloc.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -271,6 +272,10 @@ static void clear_output(const Options &o) {
 }
 
 int main(int argc, char **argv) {
+    /* The library gets and frees some hundred KB for each document: without these, glibc would
+     * return them to the system each time. */
+    mallopt(M_TRIM_THRESHOLD, 16 << 20);
+    mallopt(M_MMAP_THRESHOLD, 16 << 20);
     std::set_new_handler([] { die(EXIT_IO, "out of memory"); });
     const Options o = options_parse(argc, argv);
     make_dirs(options_directory(o).c_str());

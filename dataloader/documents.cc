@@ -48,6 +48,10 @@ static bool prepare_line(const char *line, size_t size, bool keep_nul, std::stri
     bool in_string = false;
     prepared->clear();
     for (const char *s = line; s < end;) {
+        if (*s >= 0x20 && *s != '"' && *s != '\\') { /* most are */
+            s++;
+            continue;
+        }
         const unsigned char c = (unsigned char)*s;
         const char *instead = nullptr;
         size_t n = 1;

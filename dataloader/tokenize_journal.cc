@@ -46,9 +46,9 @@ RunState run_begin(const Options &o) {
         run.inputs.back().name = base_name(path);
         run.inputs.back().size = (int64_t)st.st_size;
     }
-    if (o.split >= 0) run.splits[1 - o.split].next_document = SplitState::NO_MORE;
+    if (o.split >= 0) run.splits[1 - o.split].next.document = Position::NO_MORE;
     if (o.split < 0 && o.val_docs == 0 && !(o.val_fraction > 0))
-        run.splits[VAL].next_document = SplitState::NO_MORE;
+        run.splits[VAL].next.document = Position::NO_MORE;
     run.train_vocab = o.train_vocab;
     run.train_bytes = o.train_vocab ? o.train_bytes : 0;
     return run;
@@ -108,30 +108,38 @@ static void add_inputs(Text *t, const RunState &run, bool unfinished) {
     text_add(t, "\n  ]");
 }
 
+static void add_position(Text *t, const Position &p) {
+    text_add(t, ", \"next_document\": %" PRId64 ", \"next_token\": %" PRId64, p.document, p.token);
+}
+
 static void add_split(Text *t, const Options &o, const RunState &run, int k, bool unfinished) {
     const SplitState &s = run.splits[k];
     text_add(t,
         "  \"%s\": {\"documents\": %" PRId64 ", \"tokens\": %" PRId64 ", \"bytes\": %" PRId64
-        ", \"unigram_entropy_nats\": %.6f,\n    \"shards\": [",
+        ", \"unigram_entropy_nats\": %.6f",
         split_names[k], s.documents, s.tokens, s.bytes, unigram_entropy(s));
-    for (size_t i = 0; i < s.shards.size(); i++) {
-        text_add(t, "%s\n      {\"file\": ", i ? "," : "");
-        text_add_json_string(t, base_name(shard_path(o, k, i)).c_str());
-        text_add(t,
-            ", \"tokens\": %" PRId64 ", \"documents\": %" PRId64 ", \"crc32c\": \"%08" PRIx32 "\"}",
-            s.shards[i].tokens, s.shards[i].documents, s.shards[i].crc);
-    }
-    text_add(t, "]");
     if (unfinished) {
-        text_add(t,
-            ",\n    \"next_document\": %" PRId64 ", \"next_token\": %" PRId64
-            ",\n    \"counts\": [",
-            s.next_document, s.next_token);
+        add_position(t, s.next);
+        text_add(t, ",\n    \"counts\": [");
         for (size_t i = 0; i < s.counts.size(); i++)
             text_add(t, "%s%" PRId64, i ? "," : "", s.counts[i]);
         text_add(t, "]");
     }
-    text_add(t, "}");
+    text_add(t, ",\n    \"shards\": [");
+    for (size_t i = 0; i < s.shards.size(); i++) {
+        const ShardState &shard = s.shards[i];
+        text_add(t, "%s\n      {\"file\": ", i ? "," : "");
+        text_add_json_string(t, base_name(shard_path(o, k, i)).c_str());
+        text_add(t,
+            ", \"tokens\": %" PRId64 ", \"documents\": %" PRId64 ", \"crc32c\": \"%08" PRIx32 "\"",
+            shard.tokens, shard.documents, shard.crc);
+        if (unfinished) {
+            text_add(t, ", \"bytes\": %" PRId64, shard.bytes);
+            add_position(t, shard.end);
+        }
+        text_add(t, "}");
+    }
+    text_add(t, "]}");
 }
 
 static void write_run(const Options &o, const Tokenizer &tok, const RunState &run,
@@ -269,6 +277,10 @@ static void check_shard(const std::string &path, const ShardState &state) {
     shard_close(&s);
 }
 
+static Position position_of(const Reading &r, const cJSON *object) {
+    return {count_of(r, object, "next_document"), count_of(r, object, "next_token")};
+}
+
 static void read_split(
     const Reading &r, const cJSON *root, const Options &o, int k, SplitState *s) {
     const cJSON *object = member(r, root, split_names[k]);
@@ -281,12 +293,15 @@ static void read_split(
         shard.tokens = count_of(r, item, "tokens");
         shard.documents = count_of(r, item, "documents");
         shard.crc = (uint32_t)strtoul(text_of(r, item, "crc32c").c_str(), nullptr, 16);
+        if (r.unfinished) {
+            shard.bytes = count_of(r, item, "bytes");
+            shard.end = position_of(r, item);
+        }
         check_shard(shard_path(o, k, s->shards.size()), shard);
         s->shards.push_back(shard);
     }
     if (!r.unfinished) return;
-    s->next_document = count_of(r, object, "next_document");
-    s->next_token = count_of(r, object, "next_token");
+    s->next = position_of(r, object);
     cJSON_ArrayForEach(item, list_of(r, object, "counts")) s->counts.push_back(whole(r, item));
 }
 

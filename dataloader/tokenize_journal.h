@@ -18,21 +18,27 @@ struct InputState {
     bool damaged = false; /* a fault in it ended the run: it may be replaced */
 };
 
-struct ShardState {
-    int64_t tokens = 0, documents = 0; /* documents that end in it */
-    uint32_t crc = 0;                  /* CRC32C of the payload */
+/* Where whole shards end: before this document (a number over all inputs and both splits), or after
+ * so many of its tokens. */
+struct Position {
+    enum : int64_t { NO_MORE = -1 }; /* as document: none will come */
+    int64_t document = 0, token = 0;
 };
 
-/* All of it is about the shards listed: a document that has only begun is not counted, its tokens
- * are. */
+struct ShardState {
+    int64_t tokens = 0;
+    int64_t documents = 0, bytes = 0; /* that end in it; bytes of text of these */
+    uint32_t crc = 0;                 /* CRC32C of the payload */
+    Position end;
+};
+
+/* All of it is about the shards listed: of a document that has only begun the tokens are counted,
+ * and nothing else. */
 struct SplitState {
     std::vector<ShardState> shards;
     int64_t documents = 0, tokens = 0, bytes = 0;
     std::vector<int64_t> counts; /* (vocab) how often each id occurs */
-    /* Where the shards end: before this document (a number over all inputs and both splits), or
-     * after so many of its tokens. NO_MORE: no document will come. */
-    enum : int64_t { NO_MORE = -1 };
-    int64_t next_document = 0, next_token = 0;
+    Position next;               /* document to write */
 };
 
 /* What the documents of a file that was being read were, to tell whether it is still the same. */

@@ -12,8 +12,8 @@ static void write_journal(Output *out) {
 }
 
 bool run_has(const RunState &run, int split, int64_t document) {
-    const int64_t next = run.splits[split].next_document;
-    return next == SplitState::NO_MORE || document < next;
+    const int64_t next = run.splits[split].next.document;
+    return next == Position::NO_MORE || document < next;
 }
 
 /* Inputs all of whose documents lie in whole shards are not read again. */
@@ -75,14 +75,10 @@ void output_input_end(Output *out, size_t input, const InputState &in) {
     if (!then.sha256.empty() && then.sha256 != in.sha256) changed(out, input, "it was changed");
     if (input == out->earlier_part.file && in.documents < out->earlier_part.documents)
         changed(out, input, "it lost documents");
+    out->first_document += in.documents;
     const std::string name = out->whole.inputs[input].name;
     out->whole.inputs[input] = in;
     out->whole.inputs[input].name = name;
-}
-
-void output_damaged(Output *out, size_t input) {
-    out->whole.inputs[input].damaged = true;
-    write_journal(out);
 }
 
 /* ---- shards ---- */
@@ -96,23 +92,26 @@ static void open_shard(Output *out, int k) {
     info.tokenizer_hash = out->tokenizer->hash;
     const std::string path = shard_path(*out->options, k, live.shards.size());
     out->open[k].writer = shard_writer_open(path.c_str(), &info);
-    out->open[k].documents = 0;
+    out->open[k].documents = out->open[k].bytes = 0;
 }
 
-static void close_shard(Output *out, int k) {
+static void close_shard(Output *out, int k, const Position &end) {
     SplitState *live = &out->live[k];
     const std::string path = shard_path(*out->options, k, live->shards.size());
     shard_writer_close(out->open[k].writer);
     out->open[k].writer = nullptr;
     Shard s;
     shard_open(&s, path.c_str());
-    live->shards.push_back({s.info.tokens, out->open[k].documents, s.info.payload_crc});
+    live->shards.push_back(
+        {s.info.tokens, out->open[k].documents, out->open[k].bytes, s.info.payload_crc, end});
     shard_close(&s);
+    live->next = end;
 }
 
 static void end_document(Output *out, const EncodedDocument &d) {
     shard_writer_end_document(out->open[d.split].writer);
     out->open[d.split].documents++;
+    out->open[d.split].bytes += d.bytes;
     out->live[d.split].documents++;
     out->live[d.split].bytes += d.bytes;
 }
@@ -120,7 +119,7 @@ static void end_document(Output *out, const EncodedDocument &d) {
 static void put_tokens(Output *out, const EncodedDocument &d) {
     SplitState *live = &out->live[d.split];
     ShardWriter *&writer = out->open[d.split].writer;
-    int64_t at = d.number == live->next_document ? live->next_token : 0;
+    int64_t at = d.number == live->next.document ? live->next.token : 0;
     while (at < d.n) {
         if (!writer) open_shard(out, d.split);
         const int64_t room = out->options->shard_tokens - shard_writer_tokens(writer);
@@ -131,9 +130,7 @@ static void put_tokens(Output *out, const EncodedDocument &d) {
         at += n;
         if (at == d.n) end_document(out, d);
         if (n < room) continue;
-        close_shard(out, d.split);
-        live->next_document = at == d.n ? d.number + 1 : d.number;
-        live->next_token = at == d.n ? 0 : at;
+        close_shard(out, d.split, at == d.n ? Position{d.number + 1, 0} : Position{d.number, at});
         out->whole.splits[d.split] = *live;
         write_journal(out);
     }
@@ -141,10 +138,9 @@ static void put_tokens(Output *out, const EncodedDocument &d) {
 
 /* The first documents are for validation: after them its last shard need not stay open, and what
  * comes after is not held up by it when the run is continued. */
-static void end_validation(Output *out) {
-    if (out->open[VAL].writer) close_shard(out, VAL);
-    out->live[VAL].next_document = SplitState::NO_MORE;
-    out->live[VAL].next_token = 0;
+static void end_validation(Output *out, int64_t next_document) {
+    if (out->open[VAL].writer) close_shard(out, VAL, {next_document, 0});
+    out->live[VAL].next = {Position::NO_MORE, 0};
     out->whole.splits[VAL] = out->live[VAL];
     write_journal(out);
 }
@@ -154,15 +150,55 @@ void output_document(Output *out, const EncodedDocument &d) {
     if (d.ids) put_tokens(out, d);
     const int64_t val_docs = out->options->val_docs;
     if (val_docs > 0 && d.number + 1 >= val_docs &&
-        out->live[VAL].next_document != SplitState::NO_MORE)
-        end_validation(out);
+        out->live[VAL].next.document != Position::NO_MORE)
+        end_validation(out, d.number + 1);
+}
+
+/* Takes the last shard of a split back; the file is removed later. */
+static void drop_shard(Output *out, int k) {
+    SplitState *split = &out->whole.splits[k];
+    const ShardState last = split->shards.back();
+    split->shards.pop_back();
+    Shard s;
+    shard_open(&s, shard_path(*out->options, k, split->shards.size()).c_str());
+    for (int64_t i = 0; i < s.info.tokens; i++)
+        split->counts[s.tokens_u16 ? s.tokens_u16[i] : s.tokens_u32[i]]--;
+    shard_close(&s);
+    split->documents -= last.documents;
+    split->tokens -= last.tokens;
+    split->bytes -= last.bytes;
+}
+
+void output_damaged(Output *out, size_t input) {
+    const int64_t first = out->first_document;
+    size_t written[SPLITS];
+    for (int k = 0; k < SPLITS; k++) {
+        SplitState *split = &out->whole.splits[k];
+        written[k] = split->shards.size();
+        const bool more = split->next.document != Position::NO_MORE ||
+                          (k == VAL && first < out->options->val_docs);
+        while (!split->shards.empty()) {
+            const Position &end = split->shards.back().end;
+            if (end.document < first || (end.document == first && end.token == 0)) break;
+            drop_shard(out, k);
+        }
+        if (more) split->next = split->shards.empty() ? Position() : split->shards.back().end;
+    }
+    out->whole.inputs[input].damaged = true;
+    out->whole.part = PartState{input, 0, 0};
+    write_journal(out);
+    for (int k = 0; k < SPLITS; k++)
+        for (size_t i = out->whole.splits[k].shards.size(); i < written[k]; i++)
+            unlink(shard_path(*out->options, k, i).c_str());
 }
 
 void output_end(Output *out) {
     for (int k = 0; k < SPLITS; k++) {
-        if (out->open[k].writer) close_shard(out, k);
+        if (out->open[k].writer) close_shard(out, k, {Position::NO_MORE, 0});
         out->whole.splits[k] = out->live[k];
     }
     manifest_write(*out->options, *out->tokenizer, out->whole);
-    unlink(progress_path(*out->options).c_str());
+    const std::string progress = progress_path(*out->options);
+    unlink(progress.c_str());
+    unlink((progress + ".tmp").c_str()); /* of a call that was killed */
 }

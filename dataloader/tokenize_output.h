@@ -16,10 +16,10 @@ struct Output {
     SplitState live[SPLITS]; /* with what the open shards hold */
     struct Open {
         ShardWriter *writer = nullptr;
-        int64_t documents = 0;
+        int64_t documents = 0, bytes = 0; /* that end in it, and of their text */
     } open[SPLITS];
     size_t first_input = 0;     /* that has to be read */
-    int64_t first_document = 0; /* the number of its first document */
+    int64_t first_document = 0; /* number of the first one in the input that is being read */
 };
 
 /* Continues run, as run_begin or run_read gave it, and writes the journal. */
@@ -42,7 +42,8 @@ void output_document(Output *out, const EncodedDocument &d);
 /* An input was read to its end: in holds what it was found to be. */
 void output_input_end(Output *out, size_t input, const InputState &in);
 
-/* The run ends for a fault in this input: the journal says so. */
+/* The run ends for a fault in this input, which may be mended or replaced: what shards hold of it
+ * may be wrong (gzip's checksum comes last), so these are taken back. */
 void output_damaged(Output *out, size_t input);
 
 /* Closes the last shards, writes the manifest, removes the journal. */

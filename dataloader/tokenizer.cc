@@ -18,15 +18,23 @@ static std::string piece_bytes(const sentencepiece::SentencePieceProcessor &sp, 
     return piece;
 }
 
-/* Whether the ids stand for this text. */
+/* Whether the ids stand for this text. Most pieces are short: they are compared by their words. */
 static bool is_text(
     const Tokenizer &t, const int32_t *ids, size_t n, const char *text, size_t size) {
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {
         const std::string &piece = t.pieces[(size_t)ids[i]];
-        if (piece.size() > size - at || memcmp(piece.data(), text + at, piece.size()) != 0)
+        const size_t length = piece.size();
+        if (length > size - at) return false;
+        if (length <= 8 && size - at >= 8) { /* a string's own memory holds 15 bytes and more */
+            uint64_t a, b;
+            memcpy(&a, piece.data(), 8);
+            memcpy(&b, text + at, 8);
+            if (length > 0 && (a ^ b) << (64 - 8 * length) != 0) return false;
+        } else if (memcmp(piece.data(), text + at, length) != 0) {
             return false;
-        at += piece.size();
+        }
+        at += length;
     }
     return at == size;
 }
@@ -88,6 +96,11 @@ void tokenizer_load(Tokenizer *t, const std::string &model, const char *name) {
 static size_t kept_bytes(const char *text, size_t size) {
     size_t at = 0;
     while (at < size) {
+        uint64_t word;
+        if (size - at >= 8 && (memcpy(&word, text + at, 8), (word & 0x8080808080808080) == 0)) {
+            at += 8; /* ASCII */
+            continue;
+        }
         const size_t n = utf8_sequence(text + at, size - at);
         if (n == 0 || (n == 3 && memcmp(text + at, space_mark, 3) == 0)) break;
         at += n;

@@ -188,12 +188,13 @@ build/bin/bench_tokenize: $(TOOL_OUT)/dev/bench/bench_tokenize.cc.o $(TOKENIZER_
 build/bin/shard_tool: $(call tool_objects,dataloader/shard_tool.c dataloader/vocab.c)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ -lm
+TOOL_FLAGS := $(WARNINGS) -O2 -D_GNU_SOURCE -I. -MMD -MP
 $(TOOL_OUT)/%.c.o: %.c
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(WARNINGS) -O2 -D_GNU_SOURCE -I. -MMD -MP $(CFLAGS) -c -o $@ $<
+	$(CC) -std=c11 $(TOOL_FLAGS) $(CFLAGS) -c -o $@ $<
 $(TOOL_OUT)/%.cc.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) -std=c++17 $(WARNINGS) -O2 -D_GNU_SOURCE -I. -MMD -MP $(CXXFLAGS) -c -o $@ $<
+	$(CXX) -std=c++17 $(TOOL_FLAGS) $(CXXFLAGS) -c -o $@ $<
 
 # ---- the README's two commands ---------------------------------------------------------------------------------
 SETUP_cuda := gpu

@@ -272,10 +272,11 @@ static void clear_output(const Options &o) {
 }
 
 int main(int argc, char **argv) {
-    /* The library gets and frees some hundred KB for each document: without these, glibc would
-     * return them to the system each time. */
+    /* The library gets some hundred KB for each document, in many small pieces, and frees them:
+     * glibc would return the memory to the system each time, and merge its fast bins first. */
     mallopt(M_TRIM_THRESHOLD, 16 << 20);
     mallopt(M_MMAP_THRESHOLD, 16 << 20);
+    mallopt(M_MXFAST, 0);
     std::set_new_handler([] { die(EXIT_IO, "out of memory"); });
     const Options o = options_parse(argc, argv);
     make_dirs(options_directory(o).c_str());

@@ -63,12 +63,25 @@ static void cut_blocks(const std::vector<Block> &blocks, std::vector<Documents> 
     }
 }
 
-static void encode_alone(const Tokenizer &t, const std::vector<Documents> &documents) {
+/* Part number i of n of the documents, on one thread. */
+static void encode_part(
+    const Tokenizer &t, const std::vector<Documents> &documents, size_t i, size_t n) {
     std::vector<int> ids;
-    for (const Documents &d : documents)
-        for (size_t i = 0, begin = 0; i < d.ends.size(); begin = d.ends[i++])
-            t.sp.Encode(absl::string_view(d.text.data() + begin, d.ends[i] - begin), &ids)
+    for (; i < documents.size(); i += n) {
+        const Documents &d = documents[i];
+        for (size_t k = 0, begin = 0; k < d.ends.size(); begin = d.ends[k++])
+            t.sp.Encode(absl::string_view(d.text.data() + begin, d.ends[k] - begin), &ids)
                 .IgnoreError();
+    }
+}
+
+/* The library alone, n threads that share nothing but the model: what the machine gives. */
+static void encode_alone(const Tokenizer &t, const std::vector<Documents> &documents, size_t n) {
+    if (n == 1) return encode_part(t, documents, 0, 1);
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < n; i++)
+        threads.emplace_back([&, i] { encode_part(t, documents, i, n); });
+    for (std::thread &thread : threads) thread.join();
 }
 
 static void run_program(const std::string &program, const std::string &model, int threads,
@@ -95,51 +108,77 @@ static void print(const char *name, double megabytes, const Times &t) {
         megabytes / median(t.clock), megabytes / median(t.processor));
 }
 
+enum { COUNTS = 3 }; /* numbers of threads: 1, 2, all */
+struct Bench {
+    std::string program, model_path, out;
+    std::vector<std::string> paths;
+    Tokenizer tokenizer;
+    std::vector<Block> blocks;
+    std::vector<Documents> documents;
+    double text = 0; /* MB */
+    int threads[COUNTS];
+    Times alone[COUNTS], program_times[COUNTS], reader, json;
+};
+
+static void measure_all(Bench *b) {
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < COUNTS; i++) {
+            measure(&b->alone[i], RUSAGE_SELF,
+                [&] { encode_alone(b->tokenizer, b->documents, (size_t)b->threads[i]); });
+            measure(&b->program_times[i], RUSAGE_CHILDREN,
+                [&] { run_program(b->program, b->model_path, b->threads[i], b->out, b->paths); });
+        }
+        measure(&b->reader, RUSAGE_SELF, [&] { read_inputs(b->paths, nullptr); });
+        measure(&b->json, RUSAGE_SELF, [&] { cut_blocks(b->blocks, nullptr); });
+    }
+}
+
+static void print_all(Bench *b) {
+    char name[60];
+    printf("%.1f MB of text, %zu inputs, a vocabulary of %d; medians of %d\n", b->text,
+        b->paths.size(), b->tokenizer.vocab, ROUNDS);
+    const Times &one = b->alone[0];
+    for (int i = 0; i < COUNTS; i++) {
+        const int n = b->threads[i];
+        if (i > 0 && n <= b->threads[i - 1]) break;
+        format(name, sizeof name, "sentencepiece alone, %d threads", n);
+        print(name, b->text, b->alone[i]);
+        format(name, sizeof name, "c4_tokenize --threads %d", n);
+        print(name, b->text, b->program_times[i]);
+        printf(
+            "    of %d x sentencepiece on one thread: %.3f (the library alone: %.3f); by processor "
+            "time %.3f\n",
+            n, median(one.clock) / n / median(b->program_times[i].clock),
+            median(one.clock) / n / median(b->alone[i].clock),
+            median(one.processor) / median(b->program_times[i].processor));
+    }
+    print("reader alone", b->text, b->reader);
+    print("JSON alone", b->text, b->json);
+    const double encoding = median(one.processor), parsing = median(b->json.processor);
+    printf("JSON takes %.1f %% of a worker's time; one reader feeds %.0f threads\n",
+        100 * parsing / (parsing + encoding), (parsing + encoding) / median(b->reader.processor));
+}
+
 int main(int argc, char **argv) {
     if (argc < 3) die(EXIT_USAGE, "usage: bench_tokenize MODEL FILE...");
-    const std::string program =
-        std::string(argv[0]).substr(0, std::string(argv[0]).rfind('/') + 1) + "c4_tokenize";
-    const std::vector<std::string> paths(argv + 2, argv + argc);
-    char *model = file_read_all(argv[1], nullptr);
-    Tokenizer t;
-    size_t size = (size_t)file_size(argv[1]);
-    tokenizer_load(&t, std::string(model, size), argv[1]);
+    Bench b;
+    b.program = std::string(argv[0]).substr(0, std::string(argv[0]).rfind('/') + 1) + "c4_tokenize";
+    b.model_path = argv[1];
+    b.paths.assign(argv + 2, argv + argc);
+    size_t size;
+    char *model = file_read_all(argv[1], &size);
+    tokenizer_load(&b.tokenizer, std::string(model, size), argv[1]);
     free(model);
-    std::vector<Block> blocks;
-    read_inputs(paths, &blocks);
-    std::vector<Documents> documents;
-    cut_blocks(blocks, &documents);
-    double text = 0;
-    for (const Documents &d : documents) text += 1e-6 * (double)d.text.size();
+    read_inputs(b.paths, &b.blocks);
+    cut_blocks(b.blocks, &b.documents);
+    for (const Documents &d : b.documents) b.text += 1e-6 * (double)d.text.size();
     char out[] = "/tmp/bench_tokenize.XXXXXX";
     if (!mkdtemp(out)) die(EXIT_IO, "%s: cannot be made", out);
-    const int threads[] = {1, 2, (int)std::thread::hardware_concurrency()};
-    const int counts = threads[2] > 2 ? 3 : 2;
-    Times alone, reader, json, program_times[3];
-    for (int round = 0; round < ROUNDS; round++) {
-        measure(&alone, RUSAGE_SELF, [&] { encode_alone(t, documents); });
-        for (int i = 0; i < counts; i++)
-            measure(&program_times[i], RUSAGE_CHILDREN,
-                [&] { run_program(program, argv[1], threads[i], out, paths); });
-        measure(&reader, RUSAGE_SELF, [&] { read_inputs(paths, nullptr); });
-        measure(&json, RUSAGE_SELF, [&] { cut_blocks(blocks, nullptr); });
-    }
-    printf("%.1f MB of text, %zu inputs, a vocabulary of %d; medians of %d\n", text, paths.size(),
-        t.vocab, ROUNDS);
-    print("sentencepiece alone, 1 thread", text, alone);
-    for (int i = 0; i < counts; i++) {
-        char name[40];
-        format(name, sizeof name, "c4_tokenize --threads %d", threads[i]);
-        print(name, text, program_times[i]);
-        printf("    of %d x sentencepiece: %.3f by the clock, %.3f by processor time\n", threads[i],
-            median(alone.clock) / threads[i] / median(program_times[i].clock),
-            median(alone.processor) / median(program_times[i].processor));
-    }
-    print("reader alone", text, reader);
-    print("JSON alone", text, json);
-    printf("JSON takes %.1f %% of a worker's time; one reader feeds %.0f threads\n",
-        100 * median(json.processor) / (median(json.processor) + median(alone.processor)),
-        median(alone.processor) / median(reader.processor));
-    const std::string remove = std::string("rm -rf ") + out;
-    return system(remove.c_str());
+    b.out = out;
+    b.threads[0] = 1;
+    b.threads[1] = 2;
+    b.threads[2] = (int)std::thread::hardware_concurrency();
+    measure_all(&b);
+    print_all(&b);
+    return system((std::string("rm -rf ") + out).c_str());
 }

@@ -1,0 +1,288 @@
+/* manifest_file.c: see manifest_file.h. What stands in a manifest twice (sums, sizes, names) is
+ * compared, so that a changed byte is found where it can be. Knows nothing of what is in the
+ * shards. */
+#include "dataloader/manifest_file.h"
+
+#include "laser/base.h"
+
+#include <cjson/cJSON.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FORMAT_NAME "laser.c data"
+enum { FORMAT_VERSION = 1 };
+#define LARGEST ((int64_t)1 << 53) /* whole numbers that JSON's doubles hold exactly */
+
+/* ---- fields ---- */
+
+/* An object of the file, and the way to it for messages: "train.shards[3]." */
+typedef struct Node {
+    const char *path;
+    char where[96];
+    const cJSON *json;
+} Node;
+
+static void bad(const Node *n, const char *field, const char *fmt, ...) PRINTF_LIKE(3, 4) NORETURN;
+static void bad(const Node *n, const char *field, const char *fmt, ...) {
+    char what[512];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    die(EXIT_INPUT,
+        "%s: %s%s %s. The manifest is damaged or was changed: copy it again with its shards, or "
+        "write both again.",
+        n->path, n->where, field, what);
+}
+
+static const cJSON *get(const Node *n, const char *field) {
+    const cJSON *value = cJSON_GetObjectItemCaseSensitive(n->json, field);
+    if (!value) bad(n, field, "is missing");
+    return value;
+}
+
+static Node get_object(const Node *n, const char *field) {
+    Node child = {.path = n->path, .json = get(n, field)};
+    if (!cJSON_IsObject(child.json)) bad(n, field, "is not an object");
+    format(child.where, sizeof child.where, "%s%s.", n->where, field);
+    return child;
+}
+
+/* Element i of the array; the caller has its length from get_array. */
+static Node get_element(const Node *n, const char *field, int i, const cJSON *element) {
+    Node child = {.path = n->path, .json = element};
+    format(child.where, sizeof child.where, "%s%s[%d].", n->where, field, i);
+    if (!cJSON_IsObject(element)) bad(n, field, "has an element %d that is not an object", i);
+    return child;
+}
+
+static const cJSON *get_array(const Node *n, const char *field, int *count) {
+    const cJSON *array = get(n, field);
+    if (!cJSON_IsArray(array)) bad(n, field, "is not a list");
+    *count = cJSON_GetArraySize(array);
+    return array;
+}
+
+static int64_t get_count(const Node *n, const char *field, int64_t low, int64_t high) {
+    const cJSON *value = get(n, field);
+    const double x = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+    if (!(x >= (double)low && x <= (double)high) || x != floor(x))
+        bad(n, field, "is not a whole number from %" PRId64 " to %" PRId64, low, high);
+    return (int64_t)x;
+}
+
+static double get_number(const Node *n, const char *field, double low, double high) {
+    const cJSON *value = get(n, field);
+    const double x = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+    if (!(x >= low && x <= high)) bad(n, field, "is not a number from %g to %g", low, high);
+    return x;
+}
+
+static const char *get_text(const Node *n, const char *field) {
+    const cJSON *value = get(n, field);
+    if (!cJSON_IsString(value)) bad(n, field, "is not a string");
+    return value->valuestring;
+}
+
+/* A name within the manifest's own directory. */
+static char *get_name(const Node *n, const char *field) {
+    const char *name = get_text(n, field);
+    if (!*name || strchr(name, '/')) bad(n, field, "is '%s'; expected a name without /", name);
+    return xstrdup(name);
+}
+
+static const char *get_hex(const Node *n, const char *field, size_t digits) {
+    const char *text = get_text(n, field);
+    if (strlen(text) != digits || strspn(text, "0123456789abcdef") != digits)
+        bad(n, field, "is '%s'; expected %zu digits 0-9a-f", text, digits);
+    return text;
+}
+
+/* ---- parts ---- */
+
+static void read_tokenizer(ManifestTokenizer *t, const Node *top) {
+    const Node n = get_object(top, "tokenizer");
+    t->file = get_name(&n, "file");
+    t->hash = strtoull(get_hex(&n, "hash", 16), NULL, 16);
+    format(t->sha256, sizeof t->sha256, "%s", get_hex(&n, "sha256", 64));
+    t->vocab = (int32_t)get_count(&n, "vocab", 1, INT32_MAX);
+    t->eos = (int32_t)get_count(&n, "eos", -1, t->vocab - 1);
+}
+
+static void read_options(Manifest *m, const Node *top) {
+    const Node n = get_object(top, "options");
+    const char *separator = get_text(&n, "separator");
+    m->separator = strcmp(separator, "eos") == 0;
+    if (!m->separator && strcmp(separator, "none") != 0)
+        bad(&n, "separator", "is '%s'; expected eos or none", separator);
+    m->only_split = -1;
+    if (!cJSON_IsNull(get(&n, "split"))) {
+        const char *split = get_text(&n, "split");
+        for (int i = 0; i < MANIFEST_SPLITS; i++)
+            if (strcmp(split, m->splits[i].name) == 0) m->only_split = i;
+        if (m->only_split < 0) bad(&n, "split", "is '%s'; expected null, train or val", split);
+    }
+    m->val_docs = get_count(&n, "val_docs", 0, LARGEST);
+    m->val_fraction = get_number(&n, "val_fraction", 0, 1);
+    m->shard_tokens = get_count(&n, "shard_tokens", 1, INT32_MAX);
+}
+
+/* Returns the documents of all inputs. */
+static int64_t read_inputs(Manifest *m, const Node *top) {
+    const cJSON *array = get_array(top, "inputs", &m->input_count), *element;
+    m->inputs = xcalloc((size_t)m->input_count, sizeof *m->inputs);
+    int64_t documents = 0;
+    int i = 0;
+    cJSON_ArrayForEach(element, array) {
+        const Node n = get_element(top, "inputs", i, element);
+        ManifestInput *input = &m->inputs[i++];
+        input->name = get_name(&n, "name");
+        input->bytes = get_count(&n, "size", 0, LARGEST);
+        format(input->sha256, sizeof input->sha256, "%s", get_hex(&n, "sha256", 64));
+        input->documents = get_count(&n, "documents", 0, LARGEST);
+        input->empty = get_count(&n, "empty", 0, LARGEST);
+        input->bad_lines = get_count(&n, "bad_lines", 0, LARGEST);
+        documents += input->documents;
+    }
+    return documents;
+}
+
+static void read_shard(const Manifest *m, ManifestShard *s, const Node *n, bool last) {
+    s->file = get_name(n, "file");
+    s->tokens = get_count(n, "tokens", 1, m->shard_tokens);
+    s->documents = get_count(n, "documents", 0, s->tokens);
+    s->crc = (uint32_t)strtoull(get_hex(n, "crc32c", 8), NULL, 16);
+    if (!last && s->tokens != m->shard_tokens)
+        bad(n, "tokens",
+            "is %" PRId64 "; all but the last shard have options.shard_tokens, %" PRId64, s->tokens,
+            m->shard_tokens);
+}
+
+/* Shards are numbered from 0 under one name: PREFIX_train_000000.bin, as c4_tokenize writes them;
+ * PREFIX is the manifest's own name. */
+static void check_name(
+    const Manifest *m, const Node *n, const char *split, const char *file, int i) {
+    char want[4096];
+    const char *slash = strrchr(m->path, '/'), *base = slash ? slash + 1 : m->path;
+    const size_t length = strlen(base), suffix = strlen(".json");
+    const int stem = (int)(length > suffix ? length - suffix : length);
+    format(want, sizeof want, "%.*s_%s_%06d.bin", stem, base, split, i);
+    if (strcmp(file, want) != 0) bad(n, "file", "is '%s'; expected '%s'", file, want);
+}
+
+static void read_split(Manifest *m, ManifestSplit *split, const Node *top) {
+    const Node n = get_object(top, split->name);
+    split->documents = get_count(&n, "documents", 0, LARGEST);
+    split->tokens = get_count(&n, "tokens", 0, LARGEST);
+    split->bytes = get_count(&n, "bytes", 0, LARGEST);
+    split->entropy = get_number(&n, "unigram_entropy_nats", 0, log(m->tokenizer.vocab) + 1e-6);
+    const cJSON *array = get_array(&n, "shards", &split->count), *element;
+    split->shards = xcalloc((size_t)split->count, sizeof *split->shards);
+    int64_t documents = 0, tokens = 0;
+    int i = 0;
+    cJSON_ArrayForEach(element, array) {
+        const Node child = get_element(&n, "shards", i, element);
+        ManifestShard *s = &split->shards[i];
+        read_shard(m, s, &child, i + 1 == split->count);
+        check_name(m, &child, split->name, s->file, i++);
+        documents += s->documents;
+        tokens += s->tokens;
+    }
+    if (tokens != split->tokens)
+        bad(&n, "tokens", "is %" PRId64 "; its shards have %" PRId64, split->tokens, tokens);
+    if (documents != split->documents)
+        bad(&n, "documents", "is %" PRId64 "; its shards have %" PRId64, split->documents,
+            documents);
+}
+
+/* How the documents were shared out is what the options say. */
+static void check_splits(const Manifest *m, const Node *top, int64_t input_documents) {
+    const int64_t train = m->splits[MANIFEST_TRAIN].documents;
+    const int64_t val = m->splits[MANIFEST_VAL].documents;
+    if (train + val != input_documents)
+        bad(top, "inputs", "have %" PRId64 " documents; train and val have %" PRId64,
+            input_documents, train + val);
+    double want = (double)(m->val_docs < input_documents ? m->val_docs : input_documents);
+    double margin = 0;
+    if (m->only_split >= 0) {
+        want = m->only_split == MANIFEST_VAL ? (double)input_documents : 0;
+    } else if (m->val_fraction > 0) { /* drawn: eight standard deviations do not happen */
+        want = m->val_fraction * (double)input_documents;
+        margin = 1 + 8 * sqrt(want * (1 - m->val_fraction));
+    }
+    if (fabs((double)val - want) > margin)
+        bad(top, "val.documents", "is %" PRId64 "; options make it %.0f (+- %.0f)", val, want,
+            margin);
+}
+
+/* ---- the file ---- */
+
+bool manifest_is(const char *path) {
+    char *text = file_read_all(path, NULL);
+    cJSON *json = cJSON_Parse(text);
+    const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "format"));
+    const bool is = name && strcmp(name, FORMAT_NAME) == 0;
+    cJSON_Delete(json);
+    free(text);
+    return is;
+}
+
+void manifest_open(Manifest *m, const char *path) {
+    *m = (Manifest){.path = xstrdup(path)};
+    m->splits[MANIFEST_TRAIN].name = "train";
+    m->splits[MANIFEST_VAL].name = "val";
+    size_t size;
+    char *text = file_read_all(path, &size);
+    const char *end = text;
+    cJSON *json = cJSON_ParseWithOpts(text, &end, 1 /* nothing may follow */);
+    if (!json || strlen(text) != size)
+        die(EXIT_INPUT, "%s: byte %td: is not JSON. Pass a manifest as c4_tokenize writes it.",
+            path, json ? (ptrdiff_t)strlen(text) : end - text);
+    const Node top = {.path = path, .json = json};
+    const cJSON *name = cJSON_GetObjectItemCaseSensitive(json, "format");
+    if (!cJSON_IsString(name) || strcmp(name->valuestring, FORMAT_NAME) != 0)
+        die(EXIT_INPUT,
+            "%s: \"format\" is not \"" FORMAT_NAME
+            "\". Pass a manifest as c4_tokenize writes it, or token shards.",
+            path);
+    const int64_t version = get_count(&top, "version", 1, INT32_MAX);
+    if (version != FORMAT_VERSION)
+        die(EXIT_INPUT,
+            "%s: version is %" PRId64 "; this program reads version %d. Use a newer one.", path,
+            version, FORMAT_VERSION);
+    read_tokenizer(&m->tokenizer, &top);
+    read_options(m, &top);
+    const int64_t documents = read_inputs(m, &top);
+    for (int i = 0; i < MANIFEST_SPLITS; i++) read_split(m, &m->splits[i], &top);
+    check_splits(m, &top, documents);
+    cJSON_Delete(json);
+    free(text);
+}
+
+void manifest_close(Manifest *m) {
+    for (int i = 0; i < MANIFEST_SPLITS; i++) {
+        for (int k = 0; k < m->splits[i].count; k++) free(m->splits[i].shards[k].file);
+        free(m->splits[i].shards);
+    }
+    for (int i = 0; i < m->input_count; i++) free(m->inputs[i].name);
+    free(m->inputs);
+    free(m->tokenizer.file);
+    free(m->path);
+    *m = (Manifest){0};
+}
+
+void manifest_beside(const Manifest *m, const char *file, char *path, int capacity) {
+    const char *slash = strrchr(m->path, '/');
+    const int directory = slash ? (int)(slash - m->path) + 1 : 0;
+    format(path, (size_t)capacity, "%.*s%s", directory, m->path, file);
+}
+
+uint64_t manifest_hash(const void *data, int64_t size) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (int64_t i = 0; i < size; i++)
+        hash = (hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3;
+    return hash;
+}

@@ -111,20 +111,24 @@ EMPTY, BAD = "empty", "bad"  # a document of nothing; a line that is left out an
 
 
 def ugly_documents():
-    """(line, text that it holds as bytes): what c4_tokenize has to give back. Characters that no
-    text may hold are U+FFFD, one for each byte; U+2581, which sentencepiece takes for a space, is
-    one."""
+    """(line, text that it holds as bytes): what comes back byte for byte where the vocabulary has
+    a piece for every byte. Halves of surrogate pairs, of which no text can be made, are U+FFFD."""
     return [
         (rb'{"text": "escapes: \n\t\r\b\f\"\\\/ \u00e9"}', b'escapes: \n\t\r\b\f"\\/ \xc3\xa9'),
         (rb'{"text": "pair \ud83d\ude00 end"}', b"pair \xf0\x9f\x98\x80 end"),
         (b'{"text": "pair \xf0\x9f\x98\x80 as it is"}', b"pair \xf0\x9f\x98\x80 as it is"),
-        (b'{"text": "lower one eighth \xe2\x96\x81 block"}', b"lower one eighth   block"),
-        (rb'{"text": "and \u2581 escaped"}', b"and   escaped"),
+        (rb'{"text": "half \ud83d of a pair"}', b"half \xef\xbf\xbd of a pair"),
+        (rb'{"text": "the other \ude00 half"}', b"the other \xef\xbf\xbd half"),
+        (rb'{"text": "\ud83d\ud83d\ude00 \ud83d\u0041"}', "\ufffd\U0001f600 \ufffdA".encode()),
+        (b'{"text": "lower block \xe2\x96\x81 one"}', b"lower block \xe2\x96\x81 one"),
+        (rb'{"text": "and \u2581 escaped \u2581"}', b"and \xe2\x96\x81 escaped \xe2\x96\x81"),
         (rb'{"text": "CR\r\nLF\r\n"}', b"CR\r\nLF\r\n"),
         (b'{"text": "a line that CRLF ends"}\r', b"a line that CRLF ends"),
-        (b'{"text": "not UTF-8: \xff\x80 end"}', b"not UTF-8: \xef\xbf\xbd\xef\xbf\xbd end"),
-        (b'{"text": "overlong \xc0\xaf"}', b"overlong \xef\xbf\xbd\xef\xbf\xbd"),
-        (rb'{"text": "NUL \u0000 and \\u0000"}', b"NUL \xef\xbf\xbd and \\u0000"),
+        (b'{"text": "not UTF-8: \xff\x80 end"}', b"not UTF-8: \xff\x80 end"),
+        (b'{"text": "overlong \xc0\xaf, cut \xe2\x96"}', b"overlong \xc0\xaf, cut \xe2\x96"),
+        (b'{"text": "a surrogate \xed\xa0\x80 in UTF-8"}', b"a surrogate \xed\xa0\x80 in UTF-8"),
+        (rb'{"text": "NUL \u0000 and \\u0000"}', b"NUL \0 and \\u0000"),
+        (rb'{"text": "\u0000"}', b"\0"),
         (b'{"text": " two  spaces \\n\\n\\n\\ttab\\nend "}', b" two  spaces \n\n\n\ttab\nend "),
         (b'{"text": "</s> <unk> <0x41> <s>"}', b"</s> <unk> <0x41> <s>"),
         (b'{"text": "' + ODD + b'"}', ODD),
@@ -151,9 +155,8 @@ def ugly_lines():
         b'{"text": "cut sho',
         b'{"text": "two"} {"text": "on a line"}',
         b'{"text": "a NUL \0 byte"}',
+        b'{"text": "a tab \t that is not escaped"}',
         rb'{"text": "unknown escape \x41"}',
-        rb'{"text": "half of \ud83d a pair"}',
-        rb'{"text": "the other \ude00 half"}',
         rb'{"text": "cut \u12"}',
         b"[" * 100_000,
     ]
@@ -220,7 +223,7 @@ def write_c4(path, count, seed):
 
 def write_ugly(out, language, seed):
     """ugly_lines.json.gz ends without a newline; ugly_members.json.gz is cut into gzip members
-    within lines."""
+    within lines; ugly_empty.json.gz holds nothing, ugly_nothing.json has no byte."""
     lines = b"\n".join(line for line, _ in ugly_lines())
     write_gzip(os.path.join(out, "ugly_lines.json.gz"), lines)
     large = large_lines(language, random.Random(f"{seed} large"))
@@ -228,7 +231,7 @@ def write_ugly(out, language, seed):
     members = [lines[i : i + 1000] for i in range(0, 5000, 1000)] + [b"", lines[5000:]]
     write_gzip(os.path.join(out, "ugly_members.json.gz"), *members)
     write_gzip(os.path.join(out, "ugly_empty.json.gz"), b"")
-    with open(os.path.join(out, "ugly_nothing.json.gz"), "wb"):
+    with open(os.path.join(out, "ugly_nothing.json"), "wb"):
         pass
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test: dev/test/run.sh TEST_GPT...   (make check calls it, with everything built)
 # First each test program, then each script in dev/test: system.py with the trainers that lie beside
-# the test programs, tokenize.sh, and check_*.py, each of which is one test: exit code 0 passed, 77
-# skipped, with the reason in its last line. All others end with "N passed, N failed[, N skipped]",
+# the test programs, check_tokenize.py, and the other check_*.py, each of which is one test: exit
+# code 0 passed, 77 skipped, with the reason in its last line. All others end with "N passed, N failed[, N skipped]",
 # and so does this. Exit code 0: all passed, 1: something failed or ended without that line.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
@@ -66,8 +66,9 @@ for tester in "$@"; do
 done
 for script in dev/test/*.sh dev/test/*.py; do
     case $(basename "$script") in
-        run.sh | system_*.py) ;; # this; parts of system.py
+        run.sh | system_*.py | tokenize_*.py) ;; # this; parts of system.py and check_tokenize.py
         system.py) part count "$script" $python "$script" "${trainers[@]}" ;;
+        check_tokenize.py) part count "$script" $python "$script" ;;
         check_formats.py) part count_one "$script" $python "$script" "$1" ;;
         check_*.py) part count_one "$script" $python "$script" ;;
         *.sh) part count "$script" bash "$script" ;;

@@ -127,6 +127,8 @@ static void read_options(Manifest *m, const Node *top) {
     }
     m->val_docs = get_count(&n, "val_docs", 0, LARGEST);
     m->val_fraction = get_number(&n, "val_fraction", 0, 1);
+    if ((m->only_split >= 0) + (m->val_docs > 0) + (m->val_fraction > 0) > 1)
+        bad(&n, "split", "is one of two or three that contradict: split, val_docs, val_fraction");
     m->shard_tokens = get_count(&n, "shard_tokens", 1, INT32_MAX);
 }
 

@@ -10,8 +10,8 @@ usage() {
 Usage: setup.sh [GROUP]...       installs what is missing (default: build)
   build       C compiler, make, OpenMPI, cJSON (BACKEND=cpu)
   quickstart  what the vocabulary and the text need, and numpy and matplotlib for the plots
-  test        as quickstart, and what reads our files back: safetensors, tensorboard (also with
-              BACKEND=emu)
+  test        as quickstart, and what reads our files back: safetensors, tensorboard,
+              sentencepiece (also with BACKEND=emu)
   gpu         as build, and for BACKEND=cuda: C++ compiler, the headers of cudnn_frontend; says
               what is missing of the CUDA toolkit, which it does not install
   reference   PyTorch, for dev/ref/model_ref.py and the comparison in dev/bench
@@ -88,6 +88,7 @@ group_test() {
     need libopenblas-openmp-dev "BLAS=openblas" openblas
     wheel safetensors safetensors
     wheel tensorboard tensorboard
+    wheel sentencepiece sentencepiece
 }
 
 group_gpu() {

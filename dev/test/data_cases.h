@@ -1,5 +1,5 @@
 /* data_cases.h: what test_data.c (shards, vocabulary files), test_loader.c (which tokens a step
- * reads), test_files.c (what becomes of the files) and test_manifest.c share: an independent writer
+ * reads), test_files.c (what becomes of the files) test_manifest*.c share: an independent writer
  * of the llm.c layout, and the cases of the others for the table. */
 #ifndef DEV_TEST_DATA_CASES_H
 #define DEV_TEST_DATA_CASES_H
@@ -10,6 +10,11 @@ enum { DATA_PATH = 512 };
 
 /* Header of 256 int32 (magic, version, count), then tokens of 2 or 4 bytes: nothing of ours. */
 void plain_write(const char *path, const int32_t *tokens, int count, int token_bytes);
+
+void test_manifest_read(Test *t);
+void test_manifest_hash(Test *t);
+void test_manifest_torn(Test *t);
+void test_manifest_changed(Test *t);
 
 void test_loader_epochs(Test *t);
 void test_loader_pure(Test *t);

@@ -1,6 +1,7 @@
 /* test_data.c: shards and vocabulary files: what is written comes back, also to and from code that
  * knows only llm.c's layout, and a file that is wrong in any field ends in a message with its name
- * and byte. Holds the table of the group; the loader's cases are in test_loader.c. Needs no
+ * and byte. Holds the table of the group; the loader's cases are in test_loader.c, those of
+ * manifests in test_manifest.c. Needs no
  * backend. */
 #include "dev/test/data_cases.h"
 
@@ -380,6 +381,10 @@ const TestCase *test_data(int *count) {
         {"shard: what cannot be read, or not any more, is a clear error", test_shard_unreadable},
         {"vocab: pieces come back byte for byte", test_vocab_round_trip},
         {"vocab: a malformed file is refused, file and byte named", test_vocab_malformed},
+        {"manifest: what is written in it is read", test_manifest_read},
+        {"manifest: a tokenizer's hash is FNV-1a", test_manifest_hash},
+        {"manifest: one that was cut short is refused", test_manifest_torn},
+        {"manifest: a changed byte ends in values or a message", test_manifest_changed},
         {"loader: every window once an epoch, then another order", test_loader_epochs},
         {"loader: batch i is a function of the seed and i", test_loader_pure},
         {"loader: processes and micro-batch change nothing a step reads", test_loader_worlds},

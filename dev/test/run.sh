@@ -2,8 +2,9 @@
 # Runs every test: dev/test/run.sh TEST_GPT...   (make check calls it, with everything built)
 # First each test program, then each script in dev/test: system.py with the trainers that lie beside
 # the test programs, check_tokenize.py, and the other check_*.py, each of which is one test: exit
-# code 0 passed, 77 skipped, with the reason in its last line. All others end with "N passed, N failed[, N skipped]",
-# and so does this. Exit code 0: all passed, 1: something failed or ended without that line.
+# code 0 passed, 77 skipped, with the reason in its last line. All others end with "N passed, N
+# failed[, N skipped]", and so does this. Exit code 0: all passed, 1: something failed or ended
+# without that line.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 

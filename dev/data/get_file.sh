@@ -111,9 +111,10 @@ is_whole() {
         64*)
             in_background sha256sum "$part" >"$work/sum" || stop 4 "$part: cannot be read."
             read -r sum _ <"$work/sum"
-            [ "$sum" = "$hash" ] || { reason="its SHA-256 is $sum, the server says $hash"; return 1; }
             checked="size and SHA-256 agree"
-            return 0 ;;
+            reason="its SHA-256 is $sum, the server says $hash"
+            [ "$sum" = "$hash" ]
+            return ;;
     esac
     checked="the size agrees"
     case $url in
@@ -145,7 +146,8 @@ while :; do
             wrong=$((wrong + 1))
             [ $wrong -lt 3 ] || stop 3 "$url: came $wrong times and was wrong: $reason. $advice" ;;
         23:*)
-            stop 4 "$part: cannot be written ($reason). Free some space; the same command goes on." ;;
+            stop 4 "$part: cannot be written: $reason. Free some space; the same command \
+goes on." ;;
         33:*) rm -f "$part" ;; # this server cannot go on in the middle
         22:401 | 22:403)
             stop 3 "$url: the server refuses it (status $http). Where it wants an account, set \
@@ -161,8 +163,8 @@ these files with --url, or files on this machine with --from." ;;
     if [ "$now" -gt "$before" ]; then failed=0; fi
     before=$now
     failed=$((failed + 1))
-    [ "$failed" -lt "$tries" ] || stop 3 "$url: $tries tries brought nothing: ${reason:-no answer}. \
-$now bytes are kept; the same command goes on. $advice"
+    [ "$failed" -lt "$tries" ] || stop 3 "$url: $tries tries brought nothing: \
+${reason:-no answer}. $now bytes are kept; the same command goes on. $advice"
     seconds=$pause
     i=1
     while [ $i -lt "$failed" ] && [ "$seconds" -lt 60 ]; do

@@ -11,7 +11,8 @@ Usage: setup.sh [GROUP]...       installs what is missing (default: build)
   build       C compiler, make, OpenMPI, cJSON (BACKEND=cpu)
   quickstart  what the vocabulary and the text need, and numpy and matplotlib for the plots
   test        as quickstart, and what reads our files back: safetensors, tensorboard,
-              sentencepiece (also with BACKEND=emu)
+              sentencepiece (also with BACKEND=emu); tokenizers and google-crc32c, for
+              dev/data/from_huggingface.py
   gpu         as build, and for BACKEND=cuda: C++ compiler, the headers of cudnn_frontend; says
               what is missing of the CUDA toolkit, which it does not install
   reference   PyTorch, for dev/ref/model_ref.py and the comparison in dev/bench
@@ -89,6 +90,8 @@ group_test() {
     wheel safetensors safetensors
     wheel tensorboard tensorboard
     wheel sentencepiece sentencepiece
+    wheel tokenizers tokenizers
+    wheel google-crc32c google_crc32c
 }
 
 group_gpu() {

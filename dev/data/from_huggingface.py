@@ -80,8 +80,11 @@ class Vocabulary:
         try:
             import tokenizers
         except ImportError:
-            stop(USAGE, "the Python package tokenizers is missing: pip install tokenizers, or "
-                 "scripts/setup.sh test and build/venv/bin/python.")
+            stop(
+                USAGE,
+                "the Python package tokenizers is missing: pip install tokenizers, or "
+                "scripts/setup.sh test and build/venv/bin/python.",
+            )
         if not os.path.isfile(path):
             stop(INPUT, f"--tokenizer {path}: no such file.")
         with open(path, "rb") as f:
@@ -105,14 +108,33 @@ class Vocabulary:
         if eos and eos not in self.ids:
             stop(USAGE, f"--eos {eos}: {path} has no such piece.")
         if not found and separator == "eos":
-            stop(USAGE, f"{path}: names no end-of-document piece that is known here. Name it with "
-                 "--eos, or use --separator none.")
+            stop(
+                USAGE,
+                f"{path}: names no end-of-document piece that is known here. Name it with "
+                "--eos, or use --separator none.",
+            )
         return self.ids[found[0]] if found else -1
 
     def encode(self, texts):
         """[ids of each text], on all cores."""
         encode = getattr(self.tokenizer, "encode_batch_fast", self.tokenizer.encode_batch)
-        return [encoding.ids for encoding in encode(texts, add_special_tokens=False)]
+        found = [encoding.ids for encoding in encode(texts, add_special_tokens=False)]
+        return [
+            self.without_eos(t, ids) if self.eos in ids else ids for t, ids in zip(texts, found)
+        ]
+
+    def without_eos(self, text, ids):
+        """Unigram models may take the name of the end-of-document piece in a text for the piece:
+        the text is encoded in parts that are cut behind the first character of the name."""
+        name = self.tokenizer.id_to_token(self.eos)
+        if len(name) < 2 or name not in text:
+            return ids
+        first, *others = text.split(name)
+        parts = [first + name[0], *(name[1:] + part + name[0] for part in others)]
+        parts[-1] = parts[-1][:-1]
+        return [
+            i for e in self.tokenizer.encode_batch(parts, add_special_tokens=False) for i in e.ids
+        ]
 
     def pieces(self):
         """The bytes that each id prints as, 1 to 255 of them."""
@@ -124,8 +146,10 @@ class Vocabulary:
             name = f"<{i}>".encode()  # where the vocabulary has a hole
             piece = added[i].encode() if i in added else to_bytes(of_id[i]) if i in of_id else name
             if len(piece) > 255:
-                print(f"warning: piece {i} has {len(piece)} bytes; 255 of them print.",
-                      file=sys.stderr)
+                print(
+                    f"warning: piece {i} has {len(piece)} bytes; 255 of them print.",
+                    file=sys.stderr,
+                )
             out.append(piece[:255] or name)
         return out
 
@@ -214,16 +238,21 @@ class Progress:
         self.last = now
         tokens, size = sum(s.tokens for s in splits), sum(s.bytes for s in splits)
         rate = size / (now - self.begin)
-        print(f"{tokens / 1e6:.1f} M tokens of {size / 1e6:.1f} MB of text, {rate / 1e6:.2f} MB/s",
-              file=sys.stderr)
+        print(
+            f"{tokens / 1e6:.1f} M tokens of {size / 1e6:.1f} MB of text, {rate / 1e6:.2f} MB/s",
+            file=sys.stderr,
+        )
 
 
 def place(o, vocabulary):
     """Nothing of another run is mixed with this one's."""
     folder = os.path.dirname(o.out) or "."
     os.makedirs(folder, exist_ok=True)
-    found = sorted(f for split in ("train", "val")
-                   for f in glob.glob(f"{glob.escape(o.out)}_{split}_[0-9]*.bin"))
+    found = sorted(
+        f
+        for split in ("train", "val")
+        for f in glob.glob(f"{glob.escape(o.out)}_{split}_[0-9]*.bin")
+    )
     pieces = vocabulary_file(vocabulary.pieces(), vocabulary.eos)
     files = {"tokenizer.json": vocabulary.file, "tokenizer.bin": pieces}
     for name, data in files.items():
@@ -231,11 +260,17 @@ def place(o, vocabulary):
         if os.path.exists(path) and not o.force:
             with open(path, "rb") as f:
                 if f.read() != data:
-                    stop(USAGE, f"{path}: is there and is of another tokenizer. Choose another "
-                         "--out, or replace it with --force.")
+                    stop(
+                        USAGE,
+                        f"{path}: is there and is of another tokenizer. Choose another "
+                        "--out, or replace it with --force.",
+                    )
     if found and not o.force:
-        stop(USAGE, f"{found[0]} is there from an earlier run. Choose another --out, or replace it "
-             "with --force.")
+        stop(
+            USAGE,
+            f"{found[0]} is there from an earlier run. Choose another --out, or replace it "
+            "with --force.",
+        )
     for path in (f"{o.out}.json", *found):
         if os.path.exists(path):
             os.remove(path)
@@ -264,11 +299,14 @@ def write_shards(o, vocabulary, source):
     tokenizer["sha256"] = sha256_of(o.tokenizer)
     tokenizer.update(vocab=vocabulary.size, eos=vocabulary.eos)
     kept = ("separator", "split", "val_docs", "val_fraction", "shard_tokens")
-    write_manifest(f"{o.out}.json", tokenizer, {name: getattr(o, name) for name in kept},
-                   source.inputs, splits)
+    write_manifest(
+        f"{o.out}.json", tokenizer, {name: getattr(o, name) for name in kept}, source.inputs, splits
+    )
     for s in splits:
-        print(f"{s.name}: {s.tokens} tokens of {s.bytes} bytes in {s.documents} documents and "
-              f"{len(s.shards)} shards; unigram entropy {s.entropy():.3f} nats")
+        print(
+            f"{s.name}: {s.tokens} tokens of {s.bytes} bytes in {s.documents} documents and "
+            f"{len(s.shards)} shards; unigram entropy {s.entropy():.3f} nats"
+        )
 
 
 def main():
@@ -282,8 +320,11 @@ def main():
         place(o, vocabulary)
         write_shards(o, vocabulary, source)
     except OSError as error:
-        stop(IO, f"{error.filename or o.out}: {error.strerror}. Nothing that is not whole has a "
-             "final name.")
+        stop(
+            IO,
+            f"{error.filename or o.out}: {error.strerror}. Nothing that is not whole has a "
+            "final name.",
+        )
 
 
 if __name__ == "__main__":

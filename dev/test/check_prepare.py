@@ -251,8 +251,9 @@ def check_faults(p):
 def check_lasting(p):
     """Faults that stay: what is said, exit code 3, nothing half done."""
     server = p.server
-    p.run("closed", "--tries", "2", code=3, says=["2 tries brought nothing", "--from"],
-          network=False)
+    p.run(
+        "closed", "--tries", "2", code=3, says=["2 tries brought nothing", "--from"], network=False
+    )
     p.nothing("closed")
     server.faults[TRAIN[0]] = ["wrong"] * 9
     p.run("wrong", code=3, says=[TRAIN[0], "SHA-256"])
@@ -377,8 +378,15 @@ def main():
         sys.exit(77)
     with tempfile.TemporaryDirectory() as folder:
         place = Place(folder)
-        for part in (check_local, check_usage, check_faults, check_lasting, check_disk,
-                     check_vocabulary, check_two):
+        for part in (
+            check_local,
+            check_usage,
+            check_faults,
+            check_lasting,
+            check_disk,
+            check_vocabulary,
+            check_two,
+        ):
             begin = time.monotonic()
             part(place)
             print(f"{part.__name__}: {time.monotonic() - begin:.1f} s")

@@ -1,6 +1,6 @@
 /* data_cases.h: what test_data.c (shards, vocabulary files), test_loader.c (which tokens a step
- * reads), test_files.c (what becomes of the files) and test_manifest*.c share: an independent writer
- * of the llm.c layout, and the cases of the others for the table. */
+ * reads), test_files.c (what becomes of the files) and test_manifest*.c share: an independent
+ * writer of the llm.c layout, and the cases of the others for the table. */
 #ifndef DEV_TEST_DATA_CASES_H
 #define DEV_TEST_DATA_CASES_H
 

@@ -3,11 +3,11 @@
 #
 #   ATTN=laser|standard DATA=DIR OUT=DIR scripts/train_diff_2.2B.sh [--OPTION...]
 #
-#   parameters  2213.02 M bare, 2213.65 M with biases and norms
+#   parameters  2213.02 M bare, 2213.69 M with biases and norms
 #   tokens      24.0 B: 22,888 steps of 1024 sequences of 1024
-#   FLOPs       3.38e+20
-#   time        18 h on 8 H100 of 989 TFLOP/s at an assumed MFU of 66 %; none was measured yet
-#   memory      57.1 GiB a GPU (bf16)
+#   FLOPs       3.48e+20
+#   time        18.5 h on 8 H100 of 989 TFLOP/s at an assumed MFU of 66 %; none was measured yet
+#   memory      63.1 GiB a GPU (bf16)
 #   disk        74.2 GiB of checkpoints
 #
 # as printed by: make BACKEND=cuda && PLAN=1 scripts/train_diff_2.2B.sh

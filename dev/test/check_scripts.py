@@ -75,7 +75,7 @@ def call(script, *options, **variables):
     environment.update({k: str(v) for k, v in variables.items()}, MAKEFLAGS=flags)
     command = [os.path.join(TOP, "scripts", script + ".sh"), *options]
     done = subprocess.run(
-        command, env=environment, check=False, capture_output=True, text=True, timeout=300
+        command, env=environment, check=False, capture_output=True, text=True, timeout=900
     )
     return done.returncode, done.stdout, done.stderr
 

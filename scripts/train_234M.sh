@@ -10,7 +10,7 @@
 #   memory      19.1 GiB a GPU (bf16)
 #   disk        7.8 GiB of checkpoints
 #
-# as printed by: make BACKEND=cuda && PLAN=1 scripts/train_234M.sh
+# all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_234M.sh
 # As yet a build for GPUs runs one process, on one GPU, and so takes 8 times as long; common.sh has
 # the line that is to change, and says what else the environment does.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -10,7 +10,7 @@
 #   memory      35.5 GiB a GPU (bf16)
 #   disk        14.6 GiB of checkpoints
 #
-# as printed by: make BACKEND=cuda && PLAN=1 scripts/train_435M.sh
+# all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_435M.sh
 # As yet a build for GPUs runs one process, on one GPU, and so takes 8 times as long; common.sh has
 # the line that is to change, and says what else the environment does.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

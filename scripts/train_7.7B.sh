@@ -10,7 +10,7 @@
 #   memory      131.3 GiB a GPU (bf16)
 #   disk        259.3 GiB of checkpoints
 #
-# as printed by: make BACKEND=cuda && PLAN=1 scripts/train_7.7B.sh
+# all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_7.7B.sh
 # As yet a build for GPUs runs one process, on one GPU, and so takes 8 times as long; common.sh has
 # the line that is to change, and says what else the environment does.
 # Every GPU holds all weights, gradients and moments: too much for an H100's 80 GB, not for an H200.

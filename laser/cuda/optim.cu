@@ -171,7 +171,7 @@ __device__ static inline void adam_elements(const Adam &k, const AdamStep &s, co
             p[i] -= k.a.lr * (u[i] * by.direction + by.decay * (p[i] - r.center));
             finite = finite && isfinite(p[i]);
         }
-        if (!finite) *k.bad_weights = 1;
+        if (!finite) atomicExch(k.bad_weights, 1); /* several threads may */
         store_vec<N>(k.x.master + e, p);
         if ((const void *)k.x.params != (const void *)k.x.master) store_vec<N>(k.x.params + e, p);
     } else {

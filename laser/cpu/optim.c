@@ -3,6 +3,7 @@
  * clipping all but the gradients twice. */
 #include "laser/cpu/backend.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -59,7 +60,7 @@ void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n) {
 
 void op_step_decide(Backend *be, StepState *s) {
     (void)be;
-    s->skipped = !isfinite(s->loss_sum) || !isfinite(s->grad_sumsq);
+    s->skipped = s->bad_weights || !isfinite(s->loss_sum) || !isfinite(s->grad_sumsq);
     s->updates += !s->skipped;
 }
 
@@ -79,6 +80,7 @@ typedef struct Adam { /* of one step */
     float m_scale, v_scale;           /* 1 / (1 - beta^t) */
     float lr, eps, weight_decay, update_clip;
     bool lamb;
+    int32_t *bad_weights; /* becomes 1 */
 } Adam;
 
 static Adam adam_of_step(const AdamArgs *a, const StepState *s) {
@@ -127,9 +129,15 @@ static void adam_apply(
     float *restrict p = k->master + begin;
     const float *restrict m = k->m + begin, *restrict v = k->v + begin;
     const float center = r->center;
+    int bad = 0;
     for (size_t i = 0; i < n; i++) {
         const float u = adam_direction(k, m[i], v[i]);
         p[i] -= k->lr * (u * by.direction + by.decay * (p[i] - center));
+        bad |= !(fabsf(p[i]) <= FLT_MAX);
+    }
+    if (bad) {
+#pragma omp atomic write
+        *k->bad_weights = 1;
     }
     if (k->params != k->master) memcpy(k->params + begin, p, n * sizeof *p);
 }
@@ -291,6 +299,7 @@ void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s)
     REQUIRE(s->updates >= 1, "updates=%lld: op_step_decide comes first", (long long)s->updates);
     Adam k = adam_of_step(a, s);
     k.params = x->params, k.master = x->master, k.m = x->m, k.v = x->v, k.grads = x->grads;
+    k.bad_weights = &s->bad_weights;
     if (k.lamb || k.update_clip > 0) {
         const AdamCuts cuts = adam_cuts(x);
         adam_with_norms(be, &k, &cuts);

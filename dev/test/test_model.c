@@ -305,12 +305,25 @@ static void nan_weights(Test *t) {
 
 /* ---- modifiers that change nothing ----------------------------------------------------------- */
 
+/* Initial weights are so small that attention adds little: here it adds 20 times that. */
+static void enlarge_attention(Rig *r) {
+    for (int l = 0; l < r->m.config.L; l++) {
+        float *w = param_float(&r->m.table, r->m.master, P_projw, l);
+        const size_t n = product(r->m.config.C, r->m.config.H * r->m.config.HD);
+        float *host = rig_floats(r, w, n);
+        for (size_t i = 0; i < n; i++) host[i] *= 20;
+        backend_upload(r->be, w, host, n * sizeof *host);
+        free(host);
+    }
+}
+
 /* Logits of weights from one seed, in which `set`, or none, may change some. */
 static float *logits_of(const ModelConfig *c, void (*set)(Rig *r)) {
     int32_t *tokens = random_tokens((size_t)c->T, c->V, 1);
     Rig r;
     rig_open(&r, c, 1, 1);
     model_init(&r.m, 3);
+    enlarge_attention(&r);
     if (set) set(&r);
     model_sync_params(&r.m);
     model_forward(&r.m, tokens, 1, c->T);

@@ -69,6 +69,9 @@ EMU_CASE = Case(
     shard_tokens=12 * 128 + 1,
     planted={"fp32": 1.02, "bf16": 1.5},
 )
+# all at once; cuDNN's core has no --diff
+MODIFIERS = dict(temperature=1.25, per_dim_scale=True, qk_norm=True, diff=True)
+CUDNN_MODIFIERS = dict(MODIFIERS, diff=False)
 FIRST, LATE, GROWTH = {"fp32": 5e-7, "bf16": 1e-3}, {"fp32": 1e-3, "bf16": 2e-2}, 8
 AVERAGE_BF16 = 5e-3  # over the second half of the run
 FIRST_NORM = {"fp32": 1e-5, "bf16": 1e-2}  # of the first step's gradient norm: all gradients
@@ -118,7 +121,11 @@ def run(trainer, case, directory, lr_times=1.0, **more):
     shutil.rmtree(out, ignore_errors=True)
     options = dict(case.options, train=f"{directory}/train.bin", out=out, seed=1, **more)
     options.update(val_every=0, save_every=0, tune_cache="none", lr=options["lr"] * lr_times)
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    words = []
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        if value is not False:
+            words.append(option if value is True else f"{option}={value}")
     done = subprocess.run(
         [trainer.path, "--quiet", *words],
         stdin=subprocess.DEVNULL,
@@ -165,6 +172,21 @@ def cores_of(trainer, asked):
     return ["auto", "gemm"] if trainer.key[:2] == ("cuda", "bf16") else ["auto"]
 
 
+def report(trainer, what, case, got, want):
+    """Prints a comparison; whether it failed."""
+    wrong, most, step = differences(case, trainer.precision, got, want)
+    print(
+        f"{'FAILED' if wrong else 'ok'}: {'-'.join(trainer.key)}, {what}, {len(got)} steps: "
+        f"{most:.1e} apart at step {step}, first gradient norm "
+        f"{relative(got[0]['grad_norm'], want[0]['grad_norm']):.1e}; last loss "
+        f"{got[-1]['loss']:.6f}, the CPU's {want[-1]['loss']:.6f}",
+        *wrong,
+        sep="\n    ",
+        flush=True,
+    )
+    return bool(wrong)
+
+
 def compare(pairs, case, asked_core, directory):
     """Returns how many comparisons failed."""
     failed = 0
@@ -173,17 +195,11 @@ def compare(pairs, case, asked_core, directory):
         name = "-".join(trainer.key)
         for core in cores_of(trainer, asked_core):
             got = run(trainer, case, directory, attn_core=core)
-            wrong, most, step = differences(case, trainer.precision, got, want)
-            print(
-                f"{'FAILED' if wrong else 'ok'}: {name}, core {core}, {len(got)} steps: "
-                f"{most:.1e} apart at step {step}, first gradient norm "
-                f"{relative(got[0]['grad_norm'], want[0]['grad_norm']):.1e}; last loss "
-                f"{got[-1]['loss']:.6f}, the CPU's {want[-1]['loss']:.6f}",
-                *wrong,
-                sep="\n    ",
-                flush=True,
-            )
-            failed += bool(wrong)
+            failed += report(trainer, f"core {core}", case, got, want)
+        more = CUDNN_MODIFIERS if asked_core == "cudnn" else MODIFIERS
+        modified = run(reference, case, directory, **more)
+        got = run(trainer, case, directory, attn_core=asked_core or "auto", **more)
+        failed += report(trainer, "all modifiers", case, got, modified)
         planted = case.planted[trainer.precision]
         got = run(reference, case, directory, lr_times=planted)
         wrong, most, _ = differences(case, trainer.precision, got, want)

@@ -13,7 +13,7 @@
 
 enum {
     HEAD_THREADS = 256,
-    HEAD_CUTS = 768,           /* blocks, each with a range of rows: six for each SM of an H100 */
+    HEAD_CUTS = 512,           /* ranges of rows, a block each: an H100 runs all at a time */
     HEAD_LEAST_ROWS = 64,      /* of a cut */
     HEAD_SMEM = 96 * 1024,     /* bytes that a block may have on any device */
     HEAD_TOTAL_THREADS = 1024, /* of a block that sums the cuts */
@@ -38,20 +38,21 @@ static inline HeadRows head_rows(int N, int H, int HD, int vec, int parts) {
     return r;
 }
 
-/* Bytes of `tables` of a number for each channel; the rows that a block has at a time want one. */
+/* Bytes of `tables` that hold a number for each channel. */
 static inline size_t head_table_bytes(const HeadRows &r, int tables) {
     return (size_t)tables * (size_t)r.HD * sizeof(float);
 }
-static inline int head_groups(const HeadRows &r) {
+static inline int head_groups(const HeadRows &r) { /* rows that a block has at a time */
     return r.threads / r.lanes;
 }
 
-/* Then be->partials, 1536 floats for each channel of all heads, holds two for each channel of one
- * head and each cut. */
+static_assert(HEAD_CUTS <= 3 * NORM_CUTS, "be->partials holds what all cuts leave behind");
+/* Then be->partials, which has at least 6 NORM_CUTS floats for each channel of all heads, holds two
+ * for each channel of a head and each cut. */
 static inline void require_heads(const Backend *be, int N, int H, int HD) {
     const BackendLimits *l = &be->limits;
     require_scratch(be);
-    REQUIRE(N > 0 && H > 0 && HD > 0 && (int64_t)N * H <= INT32_MAX, "N=%d H=%d HD=%d", N, H, HD);
+    REQUIRE(N > 0 && H > 0 && HD > 0 && (int64_t)N * H <= 1 << 30, "N=%d H=%d HD=%d", N, H, HD);
     REQUIRE((int64_t)H * HD <= (int64_t)l->H * l->HD, "H=%d HD=%d, reserved %d %d", H, HD, l->H,
         l->HD);
     REQUIRE(2 * (size_t)HD * sizeof(float) <= HEAD_SMEM, "head size %d: at most %d", HD,

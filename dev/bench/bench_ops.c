@@ -87,25 +87,54 @@ static void norm_bwd(Bench *b) {
 }
 
 static void rope_fwd(Bench *b) {
-    const RopeArgs a = {.B = b->B, .T = b->T, .H = b->shape.H, .HD = b->shape.HD};
+    const RopeArgs a = pass_rope(&b->shape, (Span){b->B, b->T, 0});
     op_rope(b->be, b->dqkv, +1, &a);
 }
 
 static void rope_bwd(Bench *b) {
-    const RopeArgs a = {.B = b->B, .T = b->T, .H = b->shape.H, .HD = b->shape.HD};
+    const RopeArgs a = pass_rope(&b->shape, (Span){b->B, b->T, 0});
     op_rope(b->be, b->dqkv, -1, &a);
+}
+
+static void query_key_fwd(Bench *b) {
+    const QueryKeyArgs a = pass_query_key(&b->model, b->N, 0);
+    op_query_key_fwd(b->be, b->dqkv, &a);
+}
+
+static void query_key_bwd(Bench *b) {
+    const QueryKeyArgs a = pass_query_key(&b->model, b->N, 0);
+    op_query_key_bwd(b->be, b->dqkv, gradient(b, P_qnormw, 0), gradient(b, P_knormw, 0),
+        gradient(b, P_perdim, 0), 0.0f, b->model.layer[0].qkv, &a);
+}
+
+static void diff_fwd(Bench *b) {
+    LayerActs *l = &b->model.layer[0];
+    const DiffArgs a = pass_diff(&b->model, b->N, 0);
+    op_diff_fwd(b->be, l->attn, l->map[0].out, l->map[1].out, &a);
+}
+
+static void diff_bwd(Bench *b) {
+    LayerActs *l = &b->model.layer[0];
+    const DiffArgs a = pass_diff(&b->model, b->N, 0);
+    const DiffGrads g = {.lq1 = gradient(b, P_lq1, 0),
+        .lk1 = gradient(b, P_lk1, 0),
+        .lq2 = gradient(b, P_lq2, 0),
+        .lk2 = gradient(b, P_lk2, 0),
+        .w = gradient(b, P_diffw, 0)};
+    op_diff_bwd(
+        b->be, b->model.dbuf2, b->model.dmap, &g, b->dout, l->map[0].out, l->map[1].out, &a);
 }
 
 static void attention_fwd(Bench *b) {
     LayerActs *l = &b->model.layer[0];
     const AttentionArgs a = pass_attention(&b->model, b->B, b->T, l, 0);
-    op_attention_fwd(b->be, l->attn, l->qkv, &a);
+    op_attention_fwd(b->be, l->map[0].out, l->qkv, &a);
 }
 
 static void attention_bwd(Bench *b) {
     LayerActs *l = &b->model.layer[0];
     const AttentionArgs a = pass_attention(&b->model, b->B, b->T, l, 0);
-    op_attention_bwd(b->be, b->dqkv, b->dout, l->qkv, l->attn, &a);
+    op_attention_bwd(b->be, b->dqkv, b->dout, l->qkv, l->map[0].out, &a);
 }
 
 static void qkv_fwd(Bench *b) {
@@ -228,7 +257,11 @@ static int list_ops(const Bench *b, Op *ops) {
     const double again = c->recompute == RECOMPUTE_BLOCK ? 2 : 1; /* times a block runs forward */
     const double norms = 2 * L * (light ? 2 : again) + 1;
     const double n = (double)b->model.table.elements, share = whole_elements(b) / n;
-    const double cores = 2.0 * b->B * (double)b->T * b->T * A; /* two products, half of them */
+    const double maps = model_maps(c), scored = (double)model_score_channels(c) / c->HD;
+    /* a map: two products, half of them */
+    const double cores = (1 + scored) * b->B * (double)b->T * b->T * A;
+    /* q and k, or q alone; forward keeps what it normalises, backward reads two and writes one */
+    const double queries = pass_has_query_key(c) ? L : 0, QK = (c->qk_norm ? 2 : 1) * NA;
     const double adam_again = b->adam.lamb ? 12 : b->adam.update_clip > 0 ? 8 : 0; /* for norms */
     const double adam_bytes = adam_again + (sizeof(act_t) == sizeof(float) ? 28 : 28 + a);
     const Op all[] = {{"send tokens", send, 2, 0, 4 * N},
@@ -236,7 +269,10 @@ static int list_ops(const Bench *b, Op *ops) {
         {"residual + norm fwd", norm_fwd, norms, 0, 4 * NC + 8 * N},
         {"qkv fwd", qkv_fwd, L * again, 6 * N * C * A, 0},
         {"rope fwd", rope_fwd, c->pos == POS_ROPE ? L * again : 0, 0, 4 * NA},
-        {"attention fwd", attention_fwd, L * again, cores, 0},
+        {"query, key fwd", pass_has_query_key(c) ? query_key_fwd : NULL, queries * again, 0,
+            (c->qk_norm ? 3 : 2) * QK},
+        {"attention fwd", attention_fwd, L * again * maps, cores, 0},
+        {"two maps fwd", c->diff ? diff_fwd : NULL, L * again, 0, 3 * NA},
         {"proj fwd", proj_fwd, L * again, 2 * N * C * A, 0},
         {"fc1 fwd + activation", fc1_fwd, L * again, 2 * N * C * F, 0},
         {"fc2 fwd", fc2_fwd, L, 2 * N * C * F, 0},
@@ -247,7 +283,9 @@ static int list_ops(const Bench *b, Op *ops) {
         {"norm bwd", norm_bwd, 2 * L + 1, 0, 4 * NC + 8 * N},
         {"fc2 bwd + activation", fc2_bwd, L, 4 * N * C * F, 0},
         {"fc1 bwd", fc1_bwd, L, 4 * N * C * F, 0}, {"proj bwd", proj_bwd, L, 4 * N * C * A, 0},
-        {"attention bwd", attention_bwd, L, 2 * cores, 0},
+        {"two maps bwd", c->diff ? diff_bwd : NULL, L, 0, 5 * NA},
+        {"attention bwd", attention_bwd, L * maps, 2 * cores, 0},
+        {"query, key bwd", pass_has_query_key(c) ? query_key_bwd : NULL, queries, 0, 3 * QK},
         {"rope bwd", rope_bwd, c->pos == POS_ROPE ? L : 0, 0, 4 * NA},
         {"qkv bwd", qkv_bwd, L, 12 * N * C * A, 0},
         {"embedding bwd", embed_bwd, 1, 0, NC + 4 * N + 8 * C * rows_touched(b) + dTC},

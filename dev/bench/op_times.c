@@ -19,6 +19,7 @@ typedef enum Kind {
     FC2,
     CLASSIFIER,
     ATTENTION,
+    MODIFIERS,
     NORM,
     EMBED,
     GRAD_NORM,
@@ -34,6 +35,7 @@ static const char *const NAMES[KINDS][PARTS] = {
     [FC2] = {"fc2 fwd", "fc2 bwd dx + activation", "fc2 bwd dw", "fc2 bias gradient"},
     [CLASSIFIER] = {"logits", "logits bwd dx", "logits bwd dw", "softmax, cross-entropy"},
     [ATTENTION] = {"attention fwd", "attention bwd"},
+    [MODIFIERS] = {"modifiers fwd", "modifiers bwd"},
     [NORM] = {"residual + norm fwd", "norm bwd"},
     [EMBED] = {"embedding fwd", "embedding bwd"},
     [GRAD_NORM] = {"gradient norm"},
@@ -134,9 +136,15 @@ static double act_bytes(double n, int N, int C) {
     return n * N * C * (double)sizeof(act_t);
 }
 
-/* Model FLOPs of causal attention, half of the square: two products forward, four backward. */
+/* Model FLOPs of causal attention, half of the square: two products forward, four backward, half of
+ * them over the channels of the scores, half over those of the values. */
 static double attention_flops(const AttentionArgs *a, double products) {
-    return products * a->B * a->H * (double)a->T * a->T * a->HD;
+    return products * a->B * a->H * (double)a->T * a->T * (a->DK + a->HD) / 2;
+}
+
+/* Bytes of the queries, and of the keys where they change, too. */
+static double query_key_bytes(double n, const QueryKeyArgs *a) {
+    return act_bytes(a->qw ? 2 * n : n, a->N, a->H * a->HD);
 }
 
 void __real_gemm(Backend *be, const GemmArgs *a);
@@ -175,6 +183,18 @@ TIMED(op_attention_bwd,
     (Backend * be, act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out,
         const AttentionArgs *a),
     (be, dqkv, dout, qkv, out, a), ATTENTION, DX, attention_flops(a, 4), 0)
+TIMED(op_query_key_fwd, (Backend * be, act_t *qkv, const QueryKeyArgs *a), (be, qkv, a), MODIFIERS,
+    FWD, 0, query_key_bytes(a->qw ? 3 : 2, a))
+TIMED(op_query_key_bwd,
+    (Backend * be, act_t *dqkv, float *dqw, float *dkw, float *dp, float beta, const act_t *qkv,
+        const QueryKeyArgs *a),
+    (be, dqkv, dqw, dkw, dp, beta, qkv, a), MODIFIERS, DX, 0, query_key_bytes(3, a))
+TIMED(op_diff_fwd, (Backend * be, act_t *out, const act_t *o1, const act_t *o2, const DiffArgs *a),
+    (be, out, o1, o2, a), MODIFIERS, FWD, 0, act_bytes(3, a->N, a->H * a->HD))
+TIMED(op_diff_bwd,
+    (Backend * be, act_t *do1, act_t *do2, const DiffGrads *g, const act_t *dout, const act_t *o1,
+        const act_t *o2, const DiffArgs *a),
+    (be, do1, do2, g, dout, o1, o2, a), MODIFIERS, DX, 0, act_bytes(5, a->N, a->H * a->HD))
 TIMED(op_residual_norm_fwd,
     (Backend * be, act_t *x, act_t *out, const act_t *x_in, const act_t *delta, const NormArgs *a),
     (be, x, out, x_in, delta, a), NORM, FWD, 0, act_bytes(delta ? 4 : 2, a->N, a->C))

@@ -70,7 +70,7 @@ EMU_CASE = Case(
     planted={"fp32": 1.02, "bf16": 1.5},
 )
 # all at once; cuDNN's core has no --diff
-MODIFIERS = dict(temperature=1.25, per_dim_scale=True, qk_norm=True, diff=True)
+MODIFIERS = dict(pos="rope", temperature=1.25, per_dim_scale=True, qk_norm=True, diff=True)
 CUDNN_MODIFIERS = dict(MODIFIERS, diff=False)
 FIRST, LATE, GROWTH = {"fp32": 5e-7, "bf16": 1e-3}, {"fp32": 1e-3, "bf16": 2e-2}, 8
 AVERAGE_BF16 = 5e-3  # over the second half of the run

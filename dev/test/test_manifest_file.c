@@ -1,6 +1,6 @@
-/* test_manifest_file.c: manifests of shards (dataloader/FORMAT.md) as text: what is written in one is
- * read, and whatever a file holds ends in values or in a message with its name. What is promised of
- * a manifest together with its shards is in check_tokenize.py. Needs no backend. */
+/* test_manifest_file.c: manifests of shards (dataloader/FORMAT.md) as text: what is written in one
+ * is read, and whatever a file holds ends in values or in a message with its name. What is promised
+ * of a manifest together with its shards is in check_tokenize.py. Needs no backend. */
 #include "dev/test/data_cases.h"
 
 #include <fcntl.h>

@@ -178,8 +178,7 @@ template <int VEC> static void launch_fwd(Backend *be, const DiffRows &x, const 
         LAUNCH((diff_fwd_kernel<VEC, false>), r.cuts, r.threads, 0, be->stream, x, *a, r);
 }
 
-void op_diff_fwd(
-    Backend *be, act_t *out, const act_t *o1, const act_t *o2, const DiffArgs *a) {
+void op_diff_fwd(Backend *be, act_t *out, const act_t *o1, const act_t *o2, const DiffArgs *a) {
     check_args(be, a);
     const DiffRows x = {out, o1, o2, NULL, NULL, NULL};
     if (rows_aligned(a->HD, sizeof(act_t), out, o1, o2, a->w))
@@ -192,8 +191,8 @@ void op_diff_fwd(
 template <int VEC> static int launch_bwd(Backend *be, const DiffRows &x, const DiffArgs *a) {
     const HeadRows r = head_rows(a->N, a->H, a->HD, VEC, 1);
     if (a->w)
-        LAUNCH((diff_bwd_kernel<VEC, true>), r.cuts, r.threads,
-            head_table_bytes(r, head_groups(r)), be->stream, x, be->partials, *a, r);
+        LAUNCH((diff_bwd_kernel<VEC, true>), r.cuts, r.threads, head_table_bytes(r, head_groups(r)),
+            be->stream, x, be->partials, *a, r);
     else
         LAUNCH((diff_bwd_kernel<VEC, false>), r.cuts, r.threads, 0, be->stream, x, be->partials, *a,
             r);

@@ -53,8 +53,8 @@ static inline void require_heads(const Backend *be, int N, int H, int HD) {
     const BackendLimits *l = &be->limits;
     require_scratch(be);
     REQUIRE(N > 0 && H > 0 && HD > 0 && (int64_t)N * H <= 1 << 30, "N=%d H=%d HD=%d", N, H, HD);
-    REQUIRE((int64_t)H * HD <= (int64_t)l->H * l->HD, "H=%d HD=%d, reserved %d %d", H, HD, l->H,
-        l->HD);
+    REQUIRE(
+        (int64_t)H * HD <= (int64_t)l->H * l->HD, "H=%d HD=%d, reserved %d %d", H, HD, l->H, l->HD);
     REQUIRE(2 * (size_t)HD * sizeof(float) <= HEAD_SMEM, "head size %d: at most %d", HD,
         HEAD_SMEM / 2 / (int)sizeof(float));
 }

@@ -162,7 +162,7 @@ static void drop_shard(Output *out, int k) {
     Shard s;
     shard_open(&s, shard_path(*out->options, k, split->shards.size()).c_str());
     for (int64_t i = 0; i < s.info.tokens; i++)
-        split->counts[s.tokens_u16 ? s.tokens_u16[i] : s.tokens_u32[i]]--;
+        split->counts[(size_t)shard_token(&s, i)]--;
     shard_close(&s);
     split->documents -= last.documents;
     split->tokens -= last.tokens;

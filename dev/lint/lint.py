@@ -231,6 +231,12 @@ def check_functions(path, stripped):
         if not body or not is_function(head):
             check_variables(path, first, head, "variable at file scope")
             continue
+        # macros that define functions stand before it without a semicolon: its own head is the last
+        # line that is not indented
+        starts = [m.start() for m in re.finditer(r"^\w[^(\n]*\(", head, re.M)]
+        if starts:
+            skipped = head[: starts[-1]].lstrip("\n").count("\n")
+            first, head = first + skipped, head[starts[-1] :]
         name = re.search(r"(\w+)\s*\($", head[: head.index("(") + 1])
         name = name.group(1) if name else head
         limit = (

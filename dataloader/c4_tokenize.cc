@@ -251,13 +251,14 @@ static std::string lock_path(const Options &o) {
 }
 
 /* Two programs that write the same shards would spoil each other's: the second one ends here. The
- * lock ends with the process. */
+ * lock ends with the process; its file stays only where a run that has begun is not finished. */
 static void lock_output(const Options &o) {
     const std::string path = lock_path(o);
     const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) die(EXIT_IO, "%s: cannot be created: %s.", path.c_str(), strerror(errno));
     if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         die(EXIT_USAGE, "%s: another c4_tokenize is at work with this --out.", path.c_str());
+    on_exit([](int, void *name) { unlink((char *)name); }, xstrdup(path.c_str()));
 }
 
 /* --force: removes what an earlier run with this --out has left, what tells of it first. */
@@ -284,10 +285,7 @@ int main(int argc, char **argv) {
     Earlier earlier = EARLIER_NONE;
     if (!o.vocab_only) {
         lock_output(o);
-        if (o.force)
-            clear_output(o);
-        else
-            earlier = run_read(o, &run);
+        if (!o.force) earlier = run_read(o, &run);
     }
     if (earlier == EARLIER_FINISHED) {
         if (!o.model.empty() && sha256_hex(read_whole(o.model)) != run.tokenizer_sha256)
@@ -296,12 +294,12 @@ int main(int argc, char **argv) {
                 "choose another --out.",
                 manifest_path(o).c_str(), o.model.c_str());
         unlink(progress_path(o).c_str());
-        unlink(lock_path(o).c_str());
         printf("%s: is there already, and complete\n", manifest_path(o).c_str());
         return 0;
     }
     Tokenizer t;
     get_tokenizer(o, run.tokenizer_sha256, &t);
+    if (o.force && !o.vocab_only) clear_output(o); /* nothing is lost to a model that is none */
     write_vocabulary(o, t);
     if (o.vocab_only) return 0;
     write_shards(o, t, run);

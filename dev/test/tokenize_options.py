@@ -6,8 +6,8 @@ import os
 from collections import Counter
 
 from tokenize_kit import (
-    USAGE, check, documents_of, manifest, read, read_shard, read_split, same, same_tree, shards_in,
-    test, tree,
+    INPUT, USAGE, check, documents_of, manifest, read, read_shard, read_split, same, same_tree,
+    shards_in, test, tree,
 )  # fmt: skip
 from tokenize_text import c4_documents, ended
 
@@ -179,6 +179,10 @@ def other_tokenizer(t):
 def force(t):
     t.tokenize("a/x", t.c4, shard_tokens=10000)
     t.tokenize("a/xx", [t.c4[0]])
+    before = tree(t.path("a"))
+    for model in (t.c4[0], t.path("none.model")):  # an error takes nothing away
+        t.tokenize("a/x", t.c4, force=True, model=model, code=INPUT)
+        same_tree(tree(t.path("a")), before, "after an error")
     t.tokenize("a/x", [t.c4[0]], force=True)
     t.tokenize("b/x", [t.c4[0]])
     t.tokenize("b/xx", [t.c4[0]])

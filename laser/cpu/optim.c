@@ -66,11 +66,8 @@ void op_step_decide(Backend *be, StepState *s) {
 
 /* ---- AdamW and LAMB -------------------------------------------------------------------------- */
 
-enum {
-    ADAM_PIECE =
-        2048, /* elements whose moments stay in the first-level cache until their next use */
-    ADAM_CUTS = CPU_SUM_CUTS / 3
-};
+/* Elements whose weights, gradients, moments and updates lie in the first-level cache together. */
+enum { ADAM_PIECE = 1024 };
 
 typedef struct Adam { /* of one step */
     float *params, *master, *m, *v;

@@ -216,9 +216,12 @@ TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const RopeArgs *a), (be, qkv
     EMBED, sign > 0 ? FWD : DX, 0, act_bytes(4, a->B * a->T, a->H * a->HD))
 TIMED(op_grad_norm, (Backend * be, StepState *s, const float *grads, size_t n), (be, s, grads, n),
     GRAD_NORM, FWD, 0, (double)(n * sizeof *grads))
-TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s),
-    (be, x, a, s), ADAMW, FWD, 0,
-    (a->lamb ? 40.0 : a->update_clip > 0 ? 36.0 : 28.0) * (double)x->elements)
+TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s), (be, x, a, s),
+    ADAMW, FWD, 0,
+    (a->lamb                 ? 40.0
+        : a->update_clip > 0 ? 36.0
+                             : 28.0) *
+        (double)x->elements)
 TIMED(backend_zero, (Backend * be, void *p, size_t bytes), (be, p, bytes), OTHER, FWD, 0,
     (double)bytes)
 

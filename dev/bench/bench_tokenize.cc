@@ -3,7 +3,8 @@
  * to shards, start and end included; the reader alone (read, SHA-256, inflate, cut into blocks);
  * a worker's JSON alone. Prints medians, and what they say about many threads.
  *     make build/bin/bench_tokenize && build/bin/bench_tokenize MODEL FILE...
- * Times of the clock need a quiet machine; processor time is less easily disturbed. */
+ * Times of the clock need a quiet machine; processor time is less easily disturbed. The program's
+ * includes its start, 0.1 s with 32,000 pieces: give 100 MB of text or more. */
 #include <fcntl.h>
 #include <spawn.h>
 #include <sys/resource.h>

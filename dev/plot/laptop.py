@@ -29,18 +29,19 @@ import stats as S  # noqa: E402
 ATTENTIONS = ("standard", "laser")
 ARMS = {
     "plain": [],
-    "temperature": ["--temperature", "0.7"],
+    "temperature": ["--temperature", "1.5"],
     "per-dim": ["--per-dim-scale"],
     "qk-norm": ["--qk-norm"],
     "diff": ["--diff"],
     "lamb": ["--optimizer", "lamb"],
 }
-MODEL = ["--model", "tiny", "--save-every", "0", "--val-every", "100", "--threads", "1", "--quiet"]
+MODEL = ["--model", "tiny", "--save-every", "0", "--val-every", "1000000", "--val-tokens", "131072",
+         "--threads", "1", "--quiet"]
 # flags, and the learning rates that the search begins with: AdamW's, LAMB's
 DATA = {
-    "text": (["--seq-len", "128", "--batch", "8", "--steps", "1200", "--warmup", "100"],
+    "text": (["--seq-len", "128", "--batch", "8", "--steps", "1000", "--warmup", "100"],
              (4e-3, 8e-3, 1.6e-2), (1e-2, 2e-2, 4e-2)),
-    "recall": (["--seq-len", "64", "--batch", "32", "--steps", "800", "--warmup", "50"],
+    "recall": (["--seq-len", "64", "--batch", "32", "--steps", "600", "--warmup", "50"],
                (2e-3, 4e-3, 8e-3), (1e-2, 2e-2, 4e-2)),
 }
 RECALL = argparse.Namespace(seq_len=64, pairs=4, keys=32, values=32)  # as laptop.sh makes it
@@ -100,28 +101,25 @@ class Arm:
 
 
 def train_all(arms, jobs):
+    """Arm after arm; the next one's runs fill the time in which one waits for its grid."""
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        pending, done = {}, 0
-
-        def submit(arm):
-            for rate, seed in arm.needs():
-                if (arm, rate, seed) not in pending.values():
-                    pending[pool.submit(arm.train, rate, seed)] = (arm, rate, seed)
-
-        for arm in arms:
-            submit(arm)
-        while pending:
+        running, done = {}, 0
+        while True:
+            waiting = [(arm, rate, seed) for arm in arms for rate, seed in arm.needs()
+                       if (arm, rate, seed) not in running.values()]
+            for job in waiting[: jobs - len(running)]:
+                arm, rate, seed = job
+                running[pool.submit(arm.train, rate, seed)] = job
+            if not running:
+                return
             ended, _ = concurrent.futures.wait(
-                pending, return_when=concurrent.futures.FIRST_COMPLETED)
+                running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in ended:
-                arm, rate, seed = pending.pop(future)
+                arm, rate, seed = running.pop(future)
                 arm.loss[rate, seed] = future.result()
                 done += 1
-                print(f"{done} done, {len(pending)} waiting: {arm.data} {arm.name} "
-                      f"{arm.attention} lr {rate:g} seed {seed}: loss {arm.loss[rate, seed]:.4f}",
-                      flush=True)
-                if not any(owner is arm for owner, _, _ in pending.values()):
-                    submit(arm)
+                print(f"{done}: {arm.data} {arm.name} {arm.attention} lr {rate:g} seed {seed}: "
+                      f"loss {arm.loss[rate, seed]:.4f}", flush=True)
 
 
 def answer_loss(loss):
@@ -184,8 +182,8 @@ def parse():
 
 def main():
     options = parse()
-    arms = [Arm(options, data, name, attention) for data in options.data
-            for name in options.arms for attention in ATTENTIONS]
+    arms = [Arm(options, data, name, attention) for name in options.arms
+            for data in options.data for attention in ATTENTIONS]
     train_all(arms, options.jobs)
     text = tables(options, arms)
     losses = {f"{arm.data} {arm.name} {arm.attention} lr {rate:g} seed {seed}": loss

@@ -15,7 +15,7 @@ Usage: setup.sh [GROUP]...       installs what is missing (default: build)
               dev/data/from_huggingface.py
   gpu         as build, and for BACKEND=cuda: C++ compiler, the headers of cudnn_frontend; says
               what is missing of the CUDA toolkit, which it does not install
-  reference   PyTorch, for dev/ref/model_ref.py and the comparison in dev/bench
+  reference   PyTorch and transformers, for dev/ref/model_ref.py and the comparison in dev/bench
 Exit status: 0 all is there, 1 something cannot be installed, 2 wrong usage.
 END
 }
@@ -112,6 +112,7 @@ group_reference() {
     wheel numpy numpy
     wheel safetensors safetensors
     wheel torch torch
+    wheel transformers transformers
 }
 
 install_packages() {

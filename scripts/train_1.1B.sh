@@ -26,6 +26,6 @@ flags=(
     --decay-all --warmup 4000 --grad-clip 5 --update-clip 1
     --act relu --pos sinusoid --init pax --attn-cap 50 --logit-cap 30
     # ours: watched, kept, and fitted to the machine; changes losses by no more than rounding
-    --val-every 1000 --val-batches 20 --save-every 2000 --keep 2 --batch 16 --recompute none
+    --val-every 1000 --val-tokens 20971520 --save-every 2000 --keep 2 --batch 16 --recompute none
 )
 train 1.1B "${flags[@]}" "$@"

@@ -43,7 +43,7 @@ PAPER = {
 }
 TINY = (
     "--layers 1 --d-model 32 --d-ff 64 --heads 2 --head-dim 16 --vocab 61 --seq-len 16 --batch 4 "
-    "--total-batch 64 --warmup 2 --val-every 4 --val-batches 2 --save-every 4 --threads 1 --quiet"
+    "--total-batch 64 --warmup 2 --val-every 4 --val-tokens 128 --save-every 4 --threads 1 --quiet"
 ).split()
 STEPS = 12
 VARIABLES = set(

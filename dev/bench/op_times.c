@@ -147,6 +147,19 @@ static double query_key_bytes(double n, const QueryKeyArgs *a) {
     return act_bytes(a->qw ? 2 * n : n, a->N, a->H * a->HD);
 }
 
+TIMED(op_query_key_fwd, (Backend * be, act_t *qkv, const QueryKeyArgs *a), (be, qkv, a), MODIFIERS,
+    FWD, 0, query_key_bytes(a->qw ? 3 : 2, a))
+TIMED(op_query_key_bwd,
+    (Backend * be, act_t *dqkv, float *dqw, float *dkw, float *dp, float beta, const act_t *qkv,
+        const QueryKeyArgs *a),
+    (be, dqkv, dqw, dkw, dp, beta, qkv, a), MODIFIERS, DX, 0, query_key_bytes(3, a))
+TIMED(op_diff_fwd, (Backend * be, act_t *out, const act_t *o1, const act_t *o2, const DiffArgs *a),
+    (be, out, o1, o2, a), MODIFIERS, FWD, 0, act_bytes(3, a->N, a->H * a->HD))
+TIMED(op_diff_bwd,
+    (Backend * be, act_t *do1, act_t *do2, const DiffGrads *g, const act_t *dout, const act_t *o1,
+        const act_t *o2, const DiffArgs *a),
+    (be, do1, do2, g, dout, o1, o2, a), MODIFIERS, DX, 0, act_bytes(5, a->N, a->H * a->HD))
+
 void __real_gemm(Backend *be, const GemmArgs *a);
 void __wrap_gemm(Backend *be, const GemmArgs *a);
 void __wrap_gemm(Backend *be, const GemmArgs *a) {
@@ -183,18 +196,6 @@ TIMED(op_attention_bwd,
     (Backend * be, act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out,
         const AttentionArgs *a),
     (be, dqkv, dout, qkv, out, a), ATTENTION, DX, attention_flops(a, 4), 0)
-TIMED(op_query_key_fwd, (Backend * be, act_t *qkv, const QueryKeyArgs *a), (be, qkv, a), MODIFIERS,
-    FWD, 0, query_key_bytes(a->qw ? 3 : 2, a))
-TIMED(op_query_key_bwd,
-    (Backend * be, act_t *dqkv, float *dqw, float *dkw, float *dp, float beta, const act_t *qkv,
-        const QueryKeyArgs *a),
-    (be, dqkv, dqw, dkw, dp, beta, qkv, a), MODIFIERS, DX, 0, query_key_bytes(3, a))
-TIMED(op_diff_fwd, (Backend * be, act_t *out, const act_t *o1, const act_t *o2, const DiffArgs *a),
-    (be, out, o1, o2, a), MODIFIERS, FWD, 0, act_bytes(3, a->N, a->H * a->HD))
-TIMED(op_diff_bwd,
-    (Backend * be, act_t *do1, act_t *do2, const DiffGrads *g, const act_t *dout, const act_t *o1,
-        const act_t *o2, const DiffArgs *a),
-    (be, do1, do2, g, dout, o1, o2, a), MODIFIERS, DX, 0, act_bytes(5, a->N, a->H * a->HD))
 TIMED(op_residual_norm_fwd,
     (Backend * be, act_t *x, act_t *out, const act_t *x_in, const act_t *delta, const NormArgs *a),
     (be, x, out, x_in, delta, a), NORM, FWD, 0, act_bytes(delta ? 4 : 2, a->N, a->C))

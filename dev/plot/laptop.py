@@ -37,14 +37,15 @@ ARMS = {
 }
 MODEL = ["--model", "tiny", "--save-every", "0", "--val-every", "1000000", "--val-tokens", "131072",
          "--threads", "1", "--quiet"]
+RECALL = argparse.Namespace(seq_len=64, pairs=4, keys=32, values=32)  # as laptop.sh makes it
 # flags, and the learning rates that the search begins with: AdamW's, LAMB's
 DATA = {
     "text": (["--seq-len", "128", "--batch", "8", "--steps", "1000", "--warmup", "100"],
              (4e-3, 8e-3, 1.6e-2), (1e-2, 2e-2, 4e-2)),
-    "recall": (["--seq-len", "64", "--batch", "32", "--steps", "600", "--warmup", "50"],
+    "recall": (["--vocab", str(RECALL.keys + RECALL.values), "--seq-len", "64", "--batch", "32",
+                "--steps", "600", "--warmup", "50"],
                (2e-3, 4e-3, 8e-3), (1e-2, 2e-2, 4e-2)),
 }
-RECALL = argparse.Namespace(seq_len=64, pairs=4, keys=32, values=32)  # as laptop.sh makes it
 MOST_RATES = 7
 EXIT_DIVERGED = 5
 

@@ -26,6 +26,7 @@ import system_input  # noqa: F401
 import system_data  # noqa: F401
 import system_runs  # noqa: F401
 import system_modifiers  # noqa: F401
+import system_generate  # noqa: F401
 from system_kit import Context, Failure, Skip
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -265,7 +265,7 @@ class Context:
                 words.append(f"--{name}={value}")
         return words
 
-    def call(self, command, timeout=60, **popen):
+    def call(self, command, timeout=300, **popen):
         """Runs a command to its end."""
         begin = time.monotonic()
         done = subprocess.run(
@@ -283,7 +283,7 @@ class Context:
             time.monotonic() - begin,
         )
 
-    def train(self, code=0, says=(), trainer=None, launch=(), timeout=60, popen=None, **changes):
+    def train(self, code=0, says=(), trainer=None, launch=(), timeout=300, popen=None, **changes):
         """Trains; checks exit code and stderr. launch: words before the program."""
         command = [*launch, trainer or self.trainer, *self.options(changes)]
         result = self.call(command, timeout, **(popen or {}))
@@ -308,12 +308,12 @@ class Context:
         self.started.append(process)
         return process
 
-    def wait(self, process, seconds=60):
+    def wait(self, process, seconds=300):
         """Exit code and what was said on stderr."""
         err = process.communicate(timeout=seconds * self.patience)[1]
         return process.returncode, said(err)
 
-    def wait_for(self, condition, process, what, seconds=60):
+    def wait_for(self, condition, process, what, seconds=300):
         """Until condition() is true, while the process runs."""
         end = time.monotonic() + seconds * self.patience
         while not condition():

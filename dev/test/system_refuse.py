@@ -264,6 +264,11 @@ FREE = dict(
     attn_core="gemm",
     tune=False,
     tune_cache="none",
+    probe_attention=3,
+    prompt="text",
+    prompt_ids="1",
+    sample_temperature=0.5,
+    top_k=4,
 )
 
 
@@ -300,6 +305,7 @@ def other_options(t):
         "decay-fraction",
         "out",
         "steps",
+        "sample-from",
         "sample-tokens",
         "resume",
         "stop-after",

@@ -90,7 +90,7 @@ CUDA_FILES := $(filter-out $(CUDNN_0),$(wildcard laser/cuda/*.cu))
 SOURCES_cpu := $(filter-out laser/cpu/gemm_%,$(wildcard laser/cpu/*.c)) $(GEMM_$(BLAS))
 SOURCES_cuda := $(CUDA_FILES) $(CUDNN_$(CUDNN))
 SOURCES_emu := $(CUDA_FILES) $(CUDNN_0) $(wildcard dev/emu/*.cc dev/emu/*.S)
-DATA_SOURCES := $(addprefix dataloader/,shard.c loader.c manifest.c manifest_file.c vocab.c encode.c)
+DATA_SOURCES := $(addprefix dataloader/,shard.c loader.c manifest.c manifest_totals.c vocab.c encode.c)
 CORE_SOURCES := $(filter-out laser/comm_%,$(wildcard laser/*.c)) $(COMM_$(MPI)) $(SOURCES_$(BACKEND)) $(DATA_SOURCES)
 TESTS_emu := $(wildcard dev/test/*.cc)
 TESTS_cuda := $(filter-out dev/test/test_emu%.cc,$(TESTS_emu))
@@ -185,7 +185,7 @@ build/bin/c4_tokenize: $(TOOL_OUT)/dataloader/c4_tokenize.cc.o $(TOKENIZER_OBJEC
 	$(CXX) $(LDFLAGS) -o $@ $^ $(TOKENIZER_LIBS)
 build/bin/bench_tokenize: $(TOOL_OUT)/dev/bench/bench_tokenize.cc.o $(TOKENIZER_OBJECTS) build/bin/c4_tokenize
 	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(TOKENIZER_LIBS)
-build/bin/shard_tool: $(call tool_objects,$(addprefix dataloader/,shard_tool.c manifest_file.c vocab.c))
+build/bin/shard_tool: $(call tool_objects,$(addprefix dataloader/,shard_tool.c manifest.c vocab.c))
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ -lcjson -lm
 TOOL_FLAGS := $(WARNINGS) -O2 -D_GNU_SOURCE -I. -MMD -MP

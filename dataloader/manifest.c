@@ -1,14 +1,10 @@
-/* manifest.c: finds and reads the manifests beside shards. There may be a thousand of them, and
- * gigabytes of other JSON in the same directory: a file is known by its first bytes and only then
- * read. Nothing in one is believed that the headers of the shards deny. */
+/* manifest.c: see manifest.h. What stands in a manifest twice (sums, sizes, names) is compared, so
+ * that a changed byte is found where it can be. Knows nothing of what is in the shards. */
 #include "dataloader/manifest.h"
 
-#include "dataloader/shard.h"
 #include "laser/base.h"
 
 #include <cjson/cJSON.h>
-#include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
@@ -18,326 +14,311 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PATH_BYTES = 4096, SNIFF_BYTES = 4096, VERSION = 1 };
 #define FORMAT_NAME "laser.c data"
-#define REMAKE "Copy it again together with its shards, or write both again with c4_tokenize."
+#define REMAKE "Copy it again with its shards, or write both again"
+enum { FORMAT_VERSION = 1, BEGINNING_BYTES = 4096 };
+#define LARGEST ((int64_t)1 << 53) /* whole numbers that JSON's doubles hold exactly */
 
-typedef struct Reader {
-    const Loader *loader;
-    Manifests *out;
-    bool *named;            /* (shards) */
-    char first[PATH_BYTES]; /* the first manifest that names a shard */
-    double entropy, entropy_tokens;
-    /* the manifest being read */
-    char path[PATH_BYTES];
-    int directory; /* bytes of path before the name */
-    cJSON *root;
-    const char *shard; /* whose entry it is, or NULL */
-} Reader;
+/* ---- fields ---- */
 
-/* ---- errors, and values that must be there ---- */
+/* An object of the file, and the way to it for messages: "train.shards[3]." */
+typedef struct Node {
+    const char *path, *beside; /* as in manifest_open */
+    char where[96];
+    const cJSON *json;
+} Node;
 
-static void bad(const Reader *r, const char *fmt, ...) PRINTF_LIKE(2, 3) NORETURN;
-static void bad(const Reader *r, const char *fmt, ...) {
-    char what[1024];
-    ShardInfo info;
+static void bad(const Node *n, const char *field, const char *fmt, ...) PRINTF_LIKE(3, 4) NORETURN;
+static void bad(const Node *n, const char *field, const char *fmt, ...) {
+    char what[512];
     va_list args;
     va_start(args, fmt);
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    die(EXIT_INPUT, "%s: %s (it lies beside %s). " REMAKE, r->path, what,
-        r->shard ? r->shard : loader_shard(r->loader, 0, &info));
+    die(EXIT_INPUT, "%s: %s%s%s%s%s%s. " REMAKE ".", n->path, n->where, field, *field ? " " : "",
+        what, n->beside ? "; it is read because it lies beside " : "", n->beside ? n->beside : "");
 }
 
-static const cJSON *member(const Reader *r, const cJSON *o, const char *key) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(o, key);
-    if (!item) bad(r, "\"%s\" is missing", key);
-    return item;
+static const cJSON *get(const Node *n, const char *field) {
+    const cJSON *value = cJSON_GetObjectItemCaseSensitive(n->json, field);
+    if (!value) bad(n, field, "is missing");
+    return value;
 }
 
-static const char *string(const Reader *r, const cJSON *o, const char *key) {
-    const cJSON *item = member(r, o, key);
-    if (!cJSON_IsString(item)) bad(r, "\"%s\" is not a string", key);
-    return item->valuestring;
+static Node get_object(const Node *n, const char *field) {
+    Node child = *n;
+    child.json = get(n, field);
+    if (!cJSON_IsObject(child.json)) bad(n, field, "is not an object");
+    format(child.where, sizeof child.where, "%s%s.", n->where, field);
+    return child;
 }
 
-static int64_t whole(const Reader *r, const cJSON *o, const char *key, int64_t low) {
-    const cJSON *item = member(r, o, key);
-    const double most = 9007199254740992.0; /* 2^53 */
-    if (!cJSON_IsNumber(item) || !(item->valuedouble >= (double)low && item->valuedouble < most) ||
-        item->valuedouble != floor(item->valuedouble))
-        bad(r, "\"%s\" is not a whole number from %" PRId64 " on", key, low);
-    return (int64_t)item->valuedouble;
+/* Element i of the array; the caller has its length from get_array. */
+static Node get_element(const Node *n, const char *field, int i, const cJSON *element) {
+    Node child = *n;
+    child.json = element;
+    format(child.where, sizeof child.where, "%s%s[%d].", n->where, field, i);
+    if (!cJSON_IsObject(element)) bad(n, field, "has an element %d that is not an object", i);
+    return child;
 }
 
-static uint64_t hex(const Reader *r, const cJSON *o, const char *key, size_t digits) {
-    const char *text = string(r, o, key);
+static const cJSON *get_array(const Node *n, const char *field, int *count) {
+    const cJSON *array = get(n, field);
+    if (!cJSON_IsArray(array)) bad(n, field, "is not a list");
+    *count = cJSON_GetArraySize(array);
+    return array;
+}
+
+static int64_t get_count(const Node *n, const char *field, int64_t low, int64_t high) {
+    const cJSON *value = get(n, field);
+    const double x = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+    if (!(x >= (double)low && x <= (double)high) || x != floor(x))
+        bad(n, field, "is not a whole number from %" PRId64 " to %" PRId64, low, high);
+    return (int64_t)x;
+}
+
+static double get_number(const Node *n, const char *field, double low, double high) {
+    const cJSON *value = get(n, field);
+    const double x = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+    if (!(x >= low && x <= high)) bad(n, field, "is not a number from %g to %g", low, high);
+    return x;
+}
+
+static const char *get_text(const Node *n, const char *field) {
+    const cJSON *value = get(n, field);
+    if (!cJSON_IsString(value)) bad(n, field, "is not a string");
+    return value->valuestring;
+}
+
+/* A name within the manifest's own directory. */
+static char *get_name(const Node *n, const char *field) {
+    const char *name = get_text(n, field);
+    if (!*name || strchr(name, '/') || strlen(name) >= MANIFEST_NAME)
+        bad(n, field, "is '%s'; expected a name without /, of at most %d bytes", name,
+            MANIFEST_NAME - 1);
+    return xstrdup(name);
+}
+
+static const char *get_hex(const Node *n, const char *field, size_t digits) {
+    const char *text = get_text(n, field);
     if (strlen(text) != digits || strspn(text, "0123456789abcdef") != digits)
-        bad(r, "\"%s\" is '%.64s', not %zu hexadecimal digits", key, text, digits);
-    return strtoull(text, NULL, 16);
+        bad(n, field, "is '%s'; expected %zu digits 0-9a-f", text, digits);
+    return text;
 }
 
-static const cJSON *list(const Reader *r, const cJSON *o, const char *key) {
-    const cJSON *item = member(r, o, key);
-    if (!cJSON_IsArray(item)) bad(r, "\"%s\" is not a list", key);
-    return item;
+/* ---- parts ---- */
+
+static void read_tokenizer(ManifestTokenizer *t, const Node *top) {
+    const Node n = get_object(top, "tokenizer");
+    t->file = get_name(&n, "file");
+    t->hash = strtoull(get_hex(&n, "hash", 16), NULL, 16);
+    format(t->sha256, sizeof t->sha256, "%s", get_hex(&n, "sha256", 64));
+    t->vocab = (int32_t)get_count(&n, "vocab", 1, INT32_MAX);
+    t->eos = (int32_t)get_count(&n, "eos", -1, t->vocab - 1);
 }
 
-/* ---- what it says, beside what the shards say ---- */
-
-/* Number of the loader's shard of this path, or -1. */
-static int find_shard(const Loader *l, const char *path) {
-    ShardInfo info;
-    int low = 0, high = loader_info(l)->shards;
-    while (low < high) {
-        const int middle = low + (high - low) / 2;
-        const int order = strcmp(loader_shard(l, middle, &info), path);
-        if (order == 0) return middle;
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
+static void read_options(Manifest *m, const Node *top) {
+    const Node n = get_object(top, "options");
+    const char *separator = get_text(&n, "separator");
+    m->separator = strcmp(separator, "eos") == 0;
+    if (!m->separator && strcmp(separator, "none") != 0)
+        bad(&n, "separator", "is '%s'; expected eos or none", separator);
+    m->only_split = -1;
+    if (!cJSON_IsNull(get(&n, "split"))) {
+        const char *split = get_text(&n, "split");
+        for (int i = 0; i < MANIFEST_SPLITS; i++)
+            if (strcmp(split, m->splits[i].name) == 0) m->only_split = i;
+        if (m->only_split < 0) bad(&n, "split", "is '%s'; expected null, train or val", split);
     }
-    return -1;
+    m->val_docs = get_count(&n, "val_docs", 0, LARGEST);
+    m->val_fraction = get_number(&n, "val_fraction", 0, 1);
+    if ((m->only_split >= 0) + (m->val_docs > 0) + (m->val_fraction > 0) > 1)
+        bad(&n, "split", "is one of two or three that contradict: split, val_docs, val_fraction");
+    m->shard_tokens = get_count(&n, "shard_tokens", 1, INT32_MAX);
 }
 
-static void read_tokenizer(const Reader *r, const cJSON *root, Manifests *m) {
-    const cJSON *tokenizer = member(r, root, "tokenizer");
-    const char *file = string(r, tokenizer, "file");
-    if (strlen(file) >= sizeof m->tokenizer_file || strchr(file, '/'))
-        bad(r, "the tokenizer's \"file\" is no name of a file");
-    format(m->tokenizer_file, sizeof m->tokenizer_file, "%s", file);
-    m->tokenizer_hash = hex(r, tokenizer, "hash", 16);
-    const int64_t vocab = whole(r, tokenizer, "vocab", 1), eos = whole(r, tokenizer, "eos", -1);
-    if (vocab > INT32_MAX || eos >= vocab)
-        bad(r, "a vocabulary of %" PRId64 " with end of document %" PRId64 " cannot be", vocab,
-            eos);
-    m->vocab = (int32_t)vocab;
-    m->eos = (int32_t)eos;
-}
-
-static void require_same_tokenizer(Reader *r, const Manifests *one) {
-    Manifests *all = r->out;
-    if (all->manifests == 0) {
-        format(r->first, sizeof r->first, "%s", r->path);
-        all->vocab = one->vocab;
-        all->eos = one->eos;
-        all->tokenizer_hash = one->tokenizer_hash;
-        format(all->tokenizer_file, sizeof all->tokenizer_file, "%s", one->tokenizer_file);
+/* Returns the documents of all inputs. */
+static int64_t read_inputs(Manifest *m, const Node *top) {
+    const cJSON *array = get_array(top, "inputs", &m->input_count), *element;
+    m->inputs = xcalloc((size_t)m->input_count, sizeof *m->inputs);
+    int64_t documents = 0;
+    int i = 0;
+    cJSON_ArrayForEach(element, array) {
+        const Node n = get_element(top, "inputs", i, element);
+        ManifestInput *input = &m->inputs[i++];
+        input->name = get_name(&n, "name");
+        input->bytes = get_count(&n, "size", 0, LARGEST);
+        format(input->sha256, sizeof input->sha256, "%s", get_hex(&n, "sha256", 64));
+        input->documents = get_count(&n, "documents", 0, LARGEST);
+        input->empty = get_count(&n, "empty", 0, LARGEST);
+        input->bad_lines = get_count(&n, "bad_lines", 0, LARGEST);
+        documents += input->documents;
     }
-    if (one->tokenizer_hash != all->tokenizer_hash || one->vocab != all->vocab ||
-        one->eos != all->eos)
-        die(EXIT_INPUT,
-            "%s and %s: their shards were written with different tokenizers (vocabulary %d and %d, "
-            "end of document %d and %d, hash %016" PRIx64 " and %016" PRIx64
-            "). Give a pattern that names the shards of one tokenizer.",
-            r->first, r->path, all->vocab, one->vocab, all->eos, one->eos, all->tokenizer_hash,
-            one->tokenizer_hash);
+    return documents;
 }
 
-static void require_same_header(
-    const Reader *r, const cJSON *entry, const ShardInfo *info, const Manifests *one) {
-    const int64_t tokens = whole(r, entry, "tokens", 1),
-                  documents = whole(r, entry, "documents", 0);
-    const uint64_t crc = hex(r, entry, "crc32c", 8);
-    if (tokens != info->tokens)
-        bad(r, "says that %s has %" PRId64 " tokens; its header says %" PRId64, r->shard, tokens,
-            info->tokens);
-    if (!info->extended) return;
-    if (info->documents >= 0 && documents != info->documents)
-        bad(r, "says that %s has %" PRId64 " documents; its header says %" PRId64, r->shard,
-            documents, info->documents);
-    if (crc != info->payload_crc)
-        bad(r,
-            "says that the checksum of the tokens of %s is %08" PRIx64
-            "; its header says %08" PRIx32,
-            r->shard, crc, info->payload_crc);
-    if (one->tokenizer_hash != info->tokenizer_hash || one->vocab != info->vocab ||
-        one->eos != info->eos)
-        bad(r,
-            "says that %s was written with tokenizer %016" PRIx64
-            " (vocabulary %d, end of document %d); its header says %016" PRIx64 " (%d, %d)",
-            r->shard, one->tokenizer_hash, one->vocab, one->eos, info->tokenizer_hash, info->vocab,
-            info->eos);
+static void read_shard(ManifestShard *s, const Node *n) {
+    s->file = get_name(n, "file");
+    s->tokens = get_count(n, "tokens", 1, INT32_MAX);
+    s->documents = get_count(n, "documents", 0, s->tokens);
+    s->crc = (uint32_t)strtoull(get_hex(n, "crc32c", 8), NULL, 16);
 }
 
-/* A split's shards; adds what is read of it to `one`. Returns how many of them the loader has. */
-static int read_split(Reader *r, const cJSON *root, const char *name, Manifests *one) {
-    const cJSON *split = cJSON_GetObjectItemCaseSensitive(root, name), *entry;
-    if (!split || cJSON_IsNull(split)) return 0;
-    int64_t tokens = 0, documents = 0, new_tokens = 0, absent = 0;
-    int matched = 0;
-    char path[PATH_BYTES], first_absent[MANIFEST_NAME] = "";
-    cJSON_ArrayForEach(entry, list(r, split, "shards")) {
-        const char *file = string(r, entry, "file");
-        if (strchr(file, '/') || strlen(file) >= MANIFEST_NAME)
-            bad(r, "'%.64s' is no name of a shard beside it", file);
-        tokens += whole(r, entry, "tokens", 1);
-        documents += whole(r, entry, "documents", 0);
-        format(path, sizeof path, "%.*s%s", r->directory, r->path, file);
-        const int i = find_shard(r->loader, path);
-        if (i < 0 && file_size(path) < 0 && absent++ == 0)
-            format(first_absent, sizeof first_absent, "%s", file);
-        if (i < 0) continue;
-        ShardInfo info;
-        matched++;
-        r->shard = loader_shard(r->loader, i, &info);
-        require_same_header(r, entry, &info, one);
-        r->shard = NULL;
-        if (r->named[i]) continue;
-        r->named[i] = true;
-        one->shards++;
-        new_tokens += info.tokens;
-        one->documents += whole(r, entry, "documents", 0);
+static void read_split(Manifest *m, ManifestSplit *split, const Node *top) {
+    const Node n = get_object(top, split->name);
+    split->documents = get_count(&n, "documents", 0, LARGEST);
+    split->tokens = get_count(&n, "tokens", 0, LARGEST);
+    split->bytes = get_count(&n, "bytes", 0, LARGEST);
+    split->entropy = get_number(&n, "unigram_entropy_nats", 0, log(m->tokenizer.vocab) + 1e-6);
+    const cJSON *array = get_array(&n, "shards", &split->count), *element;
+    split->shards = xcalloc((size_t)split->count, sizeof *split->shards);
+    int64_t documents = 0, tokens = 0;
+    int i = 0;
+    cJSON_ArrayForEach(element, array) {
+        const Node child = get_element(&n, "shards", i, element);
+        ManifestShard *s = &split->shards[i++];
+        read_shard(s, &child);
+        documents += s->documents;
+        tokens += s->tokens;
     }
-    if (tokens != whole(r, split, "tokens", 0) || documents != whole(r, split, "documents", 0))
-        bad(r,
-            "the shards of \"%s\" have %" PRId64 " tokens and %" PRId64
-            " documents together, other than it says itself",
-            name, tokens, documents);
-    const double bytes = (double)whole(r, split, "bytes", 0);
-    const cJSON *entropy = member(r, split, "unigram_entropy_nats");
-    if (new_tokens > 0) {
-        one->tokens += new_tokens;
-        one->bytes += bytes * (double)new_tokens / (double)tokens;
-        if (cJSON_IsNumber(entropy)) {
-            r->entropy += entropy->valuedouble * (double)new_tokens;
-            r->entropy_tokens += (double)new_tokens;
-        }
-    }
-    if (matched && absent && one->absent == 0)
-        format(one->first_absent, sizeof one->first_absent, "%s", first_absent);
-    if (matched) one->absent += absent;
-    return matched;
+    if (tokens != split->tokens)
+        bad(&n, "tokens", "is %" PRId64 "; its shards have %" PRId64, split->tokens, tokens);
+    if (documents != split->documents)
+        bad(&n, "documents", "is %" PRId64 "; its shards have %" PRId64, split->documents,
+            documents);
 }
 
-static void read_inputs(const Reader *r, const cJSON *root, Manifests *m) {
-    const cJSON *input;
-    cJSON_ArrayForEach(input, list(r, root, "inputs")) {
-        m->inputs++;
-        m->bad_lines += whole(r, input, "bad_lines", 0);
+static void read_all(Manifest *m, const Node *top) {
+    const int64_t version = get_count(top, "version", 1, INT32_MAX);
+    if (version != FORMAT_VERSION)
+        bad(top, "version",
+            "is %" PRId64 "; this program reads version %d, a newer one may read it", version,
+            FORMAT_VERSION);
+    read_tokenizer(&m->tokenizer, top);
+    read_options(m, top);
+    const int64_t inputs = read_inputs(m, top);
+    int64_t documents = 0;
+    for (int i = 0; i < MANIFEST_SPLITS; i++) {
+        read_split(m, &m->splits[i], top);
+        documents += m->splits[i].documents;
     }
+    if (documents != inputs)
+        bad(top, "inputs", "have %" PRId64 " documents; train and val have %" PRId64, inputs,
+            documents);
 }
 
-static void take(Reader *r, const char *text, size_t size) {
-    Manifests *all = r->out, one = {0};
-    r->shard = NULL;
-    const cJSON *root = r->root = cJSON_ParseWithLength(text, size);
-    if (!root) bad(r, "is cut short or damaged: it is not whole JSON");
-    const int64_t version = whole(r, root, "version", 0);
-    if (version != VERSION)
-        bad(r, "is of version %" PRId64 "; this program reads version %d", version, VERSION);
-    read_tokenizer(r, root, &one);
-    const int train = read_split(r, root, "train", &one), val = read_split(r, root, "val", &one);
-    if (train + val > 0) require_same_tokenizer(r, &one);
-    if (one.shards > 0) { /* else a copy of another that was read */
-        read_inputs(r, root, all);
-        all->manifests++;
-        all->shards += one.shards;
-        all->tokens += one.tokens;
-        all->documents += one.documents;
-        all->bytes += one.bytes;
-        if (one.absent && all->absent == 0)
-            format(all->first_absent, sizeof all->first_absent, "%s", one.first_absent);
-        all->absent += one.absent;
-    }
-    cJSON_Delete(r->root);
-}
+/* ---- the file ---- */
 
-/* ---- finding them ---- */
-
-/* Whether a file begins as a manifest does: "format" with our name among its first members. */
+/* Whether it begins as a manifest does: "format" with our name among its first members. */
 static bool is_ours(const char *text) {
-    if (text[strspn(text, " \t\r\n")] != '{') return false;
+    static const char blanks[] = " \t\r\n";
+    if (text[strspn(text, blanks)] != '{') return false;
     const char *at = strstr(text, "\"format\"");
     if (!at) return false;
     at += strlen("\"format\"");
-    at += strspn(at, " \t\r\n");
+    at += strspn(at, blanks);
     if (*at++ != ':') return false;
-    at += strspn(at, " \t\r\n");
+    at += strspn(at, blanks);
     return strncmp(at, "\"" FORMAT_NAME "\"", strlen(FORMAT_NAME) + 2) == 0;
 }
 
-static void read_file(Reader *r) {
-    char begin[SNIFF_BYTES + 1];
+bool manifest_is(const char *path) {
+    char beginning[BEGINNING_BYTES + 1];
     struct stat st;
-    const int fd = open(r->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    const ssize_t n =
-        fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? read(fd, begin, SNIFF_BYTES) : -1;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* no waiting at a pipe */
+    const bool file = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+    const ssize_t n = file ? read(fd, beginning, BEGINNING_BYTES) : -1;
     if (fd >= 0) close(fd);
-    begin[n > 0 ? n : 0] = '\0';
-    if (!is_ours(begin)) return;
-    if (n < SNIFF_BYTES && n == st.st_size) {
-        take(r, begin, (size_t)n);
-        return;
-    }
+    beginning[n > 0 ? n : 0] = '\0';
+    return is_ours(beginning);
+}
+
+void manifest_open(Manifest *m, const char *path, const char *beside) {
+    *m = (Manifest){.path = xstrdup(path)};
+    m->splits[MANIFEST_TRAIN].name = "train";
+    m->splits[MANIFEST_VAL].name = "val";
     size_t size;
-    char *text = file_read_all(r->path, &size);
-    take(r, text, size);
+    char *text = file_read_all(path, &size);
+    const char *end = text;
+    cJSON *json = cJSON_ParseWithOpts(text, &end, 1 /* nothing may follow */);
+    const Node top = {.path = path, .beside = beside, .json = json};
+    if (!json || strlen(text) != size)
+        bad(&top, "", "is cut short or damaged: it is not JSON from byte %td on",
+            json ? (ptrdiff_t)strlen(text) : end - text);
+    const cJSON *name = cJSON_GetObjectItemCaseSensitive(json, "format");
+    if (!cJSON_IsString(name) || strcmp(name->valuestring, FORMAT_NAME) != 0)
+        die(EXIT_INPUT,
+            "%s: \"format\" is not \"" FORMAT_NAME
+            "\". Pass a manifest as c4_tokenize writes it, or token shards.",
+            path);
+    read_all(m, &top);
+    cJSON_Delete(json);
     free(text);
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
+void manifest_close(Manifest *m) {
+    for (int i = 0; i < MANIFEST_SPLITS; i++) {
+        for (int k = 0; k < m->splits[i].count; k++) free(m->splits[i].shards[k].file);
+        free(m->splits[i].shards);
+    }
+    for (int i = 0; i < m->input_count; i++) free(m->inputs[i].name);
+    free(m->inputs);
+    free(m->tokenizer.file);
+    free(m->path);
+    *m = (Manifest){0};
 }
 
-static void sort_names(char **names, size_t n) {
-    if (n > 0) qsort(names, n, sizeof *names, by_name);
+/* ---- the layout ---- */
+
+/* Shards are numbered from 0 under one name: PREFIX_train_000000.bin, as c4_tokenize writes them;
+ * PREFIX is the manifest's own name. All but the last are full. */
+static void check_shards(const Manifest *m, const ManifestSplit *split) {
+    Node n = {.path = m->path};
+    char want[4096];
+    const char *slash = strrchr(m->path, '/'), *base = slash ? slash + 1 : m->path;
+    const size_t length = strlen(base), suffix = strlen(".json");
+    const int stem = (int)(length > suffix ? length - suffix : length);
+    for (int i = 0; i < split->count; i++) {
+        const ManifestShard *s = &split->shards[i];
+        format(n.where, sizeof n.where, "%s.shards[%d].", split->name, i);
+        format(want, sizeof want, "%.*s_%s_%06d.bin", stem, base, split->name, i);
+        if (strcmp(s->file, want) != 0) bad(&n, "file", "is '%s'; expected '%s'", s->file, want);
+        if (i + 1 < split->count ? s->tokens != m->shard_tokens : s->tokens > m->shard_tokens)
+            bad(&n, "tokens",
+                "is %" PRId64 "; options.shard_tokens is %" PRId64
+                ", and all but the last shard have so many",
+                s->tokens, m->shard_tokens);
+    }
 }
 
-static void read_directory(Reader *r, const char *directory /* with its slash, or empty */) {
-    DIR *d = opendir(directory[0] ? directory : ".");
-    if (!d) { /* shards may be read where their names may not be listed */
-        warn("%s: cannot be listed: %s. What lies beside the shards is not known.", directory,
-            strerror(errno));
-        return;
+void manifest_check_layout(const Manifest *m) {
+    const Node n = {.path = m->path};
+    for (int i = 0; i < MANIFEST_SPLITS; i++) check_shards(m, &m->splits[i]);
+    const int64_t val = m->splits[MANIFEST_VAL].documents;
+    const int64_t documents = m->splits[MANIFEST_TRAIN].documents + val;
+    double want = (double)(m->val_docs < documents ? m->val_docs : documents), margin = 0;
+    if (m->only_split >= 0) {
+        want = m->only_split == MANIFEST_VAL ? (double)documents : 0;
+    } else if (m->val_fraction > 0) { /* drawn: eight standard deviations do not happen */
+        want = m->val_fraction * (double)documents;
+        margin = 1 + 8 * sqrt(want * (1 - m->val_fraction));
     }
-    size_t count = 0, capacity = 64;
-    char **names = xcalloc(capacity, sizeof *names);
-    for (const struct dirent *e; (e = readdir(d));) {
-        const size_t length = strlen(e->d_name);
-        if (length < 5 || strcmp(e->d_name + length - 5, ".json") != 0) continue;
-        if (count == capacity) {
-            char **larger = xcalloc(size_mul(capacity, 2), sizeof *names);
-            memcpy(larger, names, capacity * sizeof *names);
-            free(names);
-            names = larger;
-            capacity *= 2;
-        }
-        names[count++] = xstrdup(e->d_name);
-    }
-    closedir(d);
-    sort_names(names, count);
-    r->directory = (int)strlen(directory);
-    for (size_t i = 0; i < count; i++) {
-        format(r->path, sizeof r->path, "%s%s", directory, names[i]);
-        read_file(r);
-        free(names[i]);
-    }
-    free(names);
+    if (fabs((double)val - want) > margin)
+        bad(&n, "val.documents", "is %" PRId64 "; options make it %.0f (+- %.0f)", val, want,
+            margin);
 }
 
-void manifest_read(Manifests *m, const Loader *l) {
-    const int shards = loader_info(l)->shards;
-    *m = (Manifests){.eos = -1, .entropy = NAN};
-    Reader *r = xcalloc(1, sizeof *r);
-    char **directories = xcalloc((size_t)shards, sizeof *directories);
-    r->loader = l;
-    r->out = m;
-    r->named = xcalloc((size_t)shards, sizeof *r->named);
-    for (int i = 0; i < shards; i++) {
-        ShardInfo info;
-        directories[i] = xstrdup(loader_shard(l, i, &info));
-        char *slash = strrchr(directories[i], '/');
-        directories[i][slash ? slash + 1 - directories[i] : 0] = '\0';
-    }
-    sort_names(directories, (size_t)shards);
-    for (int i = 0; i < shards; i++)
-        if (i == 0 || strcmp(directories[i], directories[i - 1]) != 0)
-            read_directory(r, directories[i]);
-    if (r->entropy_tokens > 0) m->entropy = r->entropy / r->entropy_tokens;
-    for (int i = 0; i < shards; i++) free(directories[i]);
-    free(directories);
-    free(r->named);
-    free(r);
+/* ---- beside it ---- */
+
+void manifest_beside(const Manifest *m, const char *file, char *path, int capacity) {
+    const char *slash = strrchr(m->path, '/');
+    const int directory = slash ? (int)(slash - m->path) + 1 : 0;
+    format(path, (size_t)capacity, "%.*s%s", directory, m->path, file);
+}
+
+uint64_t manifest_hash(const void *data, int64_t size) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (int64_t i = 0; i < size; i++)
+        hash = (hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3;
+    return hash;
 }

@@ -1,6 +1,6 @@
 /* shard_tool.c: looks into token shards and manifests from the command line: what they are, whether
  * they are whole, what they say. Needs no tokenizer library. Knows nothing of models. */
-#include "dataloader/manifest_file.h"
+#include "dataloader/manifest.h"
 #include "dataloader/shard.h"
 #include "dataloader/vocab.h"
 #include "laser/base.h"
@@ -326,6 +326,7 @@ static void verify_tokenizer(const Manifest *m) {
 static void verify_manifest(const Manifest *m, int32_t vocab) {
     enum { DIGITS = 6 }; /* of the entropy, behind the point */
     int64_t shards = 0, tokens = 0;
+    manifest_check_layout(m);
     verify_tokenizer(m);
     for (int i = 0; i < MANIFEST_SPLITS; i++) {
         const ManifestSplit *split = &m->splits[i];
@@ -440,7 +441,7 @@ typedef struct Results {
 
 static void do_manifest(Command command, const Options *o, const char *path, Results *r) {
     Manifest m;
-    manifest_open(&m, path);
+    manifest_open(&m, path, NULL);
     if (command == INFO) info_manifest(&m);
     if (command == VERIFY) verify_manifest(&m, o->vocab);
     if (command == COUNT) count_manifest(&r->counts, &m);

@@ -63,13 +63,13 @@ typedef struct Tokenizer {
 } Tokenizer;
 
 /* As the headers record it, else as the manifests do. */
-static Tokenizer tokenizer_of(const Loader *l, const Manifests *m) {
+static Tokenizer tokenizer_of(const Loader *l, const ManifestTotals *m) {
     const LoaderInfo *i = loader_info(l);
     if (i->extended) return (Tokenizer){true, i->vocab, i->eos, i->tokenizer_hash};
     return (Tokenizer){m->manifests > 0, m->vocab, m->eos, m->tokenizer_hash};
 }
 
-static void warn_unrecorded(const char *pattern, const Loader *l, const Manifests *m) {
+static void warn_unrecorded(const char *pattern, const Loader *l, const ManifestTotals *m) {
     const LoaderInfo *i = loader_info(l);
     const int unknown = i->shards - (i->extended > m->shards ? i->extended : m->shards);
     if (i->extended + m->shards > 0 && unknown > 0)
@@ -93,8 +93,8 @@ static void require_one_tokenizer(const RunData *d, const Config *c, bool loud) 
             a.known ? c->val : c->train, a.known ? c->train : c->val);
 }
 
-static void read_manifests(Manifests *m, const Loader *l, const char *pattern) {
-    manifest_read(m, l);
+static void read_manifests(ManifestTotals *m, const Loader *l, const char *pattern) {
+    manifest_totals_read(m, l);
     warn_unrecorded(pattern, l, m);
     if (m->absent)
         warn("%s: %" PRId64 " shards that were written together with these are not there, %s "
@@ -123,11 +123,10 @@ static void count_text_bytes(RunData *d) {
     }
 }
 
-static uint64_t file_fnv1a(const char *path) {
+static uint64_t file_hash(const char *path) {
     size_t size;
     char *data = file_read_all(path, &size);
-    uint64_t hash = 0xcbf29ce484222325;
-    for (size_t i = 0; i < size; i++) hash = (hash ^ (unsigned char)data[i]) * 0x100000001b3;
+    const uint64_t hash = manifest_hash(data, (int64_t)size);
     free(data);
     return hash;
 }
@@ -141,7 +140,7 @@ static void require_source(const RunData *d, const char *path) {
     char source[PATH_BYTES];
     format(source, sizeof source, "%.*s%s", slash ? (int)(slash + 1 - path) : 0, path, name);
     if (!t.known || !t.hash || file_size(source) < 0) return;
-    const uint64_t hash = file_fnv1a(source);
+    const uint64_t hash = file_hash(source);
     if (hash != t.hash)
         die(EXIT_INPUT,
             "%s has hash %016" PRIx64 ", the shards were written with %016" PRIx64
@@ -199,7 +198,7 @@ void rundata_close(RunData *d) {
 }
 
 double rundata_val_bytes_per_token(const RunData *d) {
-    const Manifests *m = &d->val_manifests;
+    const ManifestTotals *m = &d->val_manifests;
     return m->tokens > 0 ? m->bytes / (double)m->tokens : 0.0;
 }
 
@@ -220,7 +219,7 @@ static void add_count(Text *t, double n) {
         text_add(t, "%.2f G", n / 1e9);
 }
 
-static void add_manifests(Text *t, const Manifests *m, const Loader *l) {
+static void add_manifests(Text *t, const ManifestTotals *m, const Loader *l) {
     if (!m->manifests) return;
     text_add(t, "; ");
     add_count(t, (double)m->documents);
@@ -261,7 +260,7 @@ void rundata_note(const RunData *d, const Config *c, RunLog *log) {
     text_free(&t);
 }
 
-static void add_json(Text *t, const char *key, const Loader *l, const Manifests *m) {
+static void add_json(Text *t, const char *key, const Loader *l, const ManifestTotals *m) {
     const LoaderInfo *i = loader_info(l);
     text_add(t, "\"%s\":{\"tokens\":%" PRId64 ",\"shards\":%d,\"verified\":%s", key, i->tokens,
         i->shards, i->verified ? "true" : "false");

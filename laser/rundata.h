@@ -4,7 +4,7 @@
 #define LASER_RUNDATA_H
 
 #include "dataloader/loader.h"
-#include "dataloader/manifest.h"
+#include "dataloader/manifest_totals.h"
 #include "dataloader/vocab.h"
 #include "laser/comm.h"
 #include "laser/config.h"
@@ -20,8 +20,8 @@ typedef struct RunData {
     Vocab vocab;         /* size 0: none */
     uint8_t *text_bytes; /* (vocab.size) of text that an id stands for; 0: it ends a document, or is
                             a control piece */
-    Manifests train_manifests, val_manifests; /* of process 0; the others have none */
-    int64_t step_sequences;                   /* of all processes */
+    ManifestTotals train_manifests, val_manifests; /* of process 0; the others have none */
+    int64_t step_sequences;                        /* of all processes */
 } RunData;
 
 /* Opens what the options name, and fills in those that the data decide: vocab, steps, verify_data.

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "dataloader/loader.h"
-#include "dataloader/manifest.h"
+#include "dataloader/manifest_totals.h"
 #include "dev/bench/op_times.h" /* median */
 #include "laser/base.h"
 
@@ -63,11 +63,19 @@ static void write_manifest(const char *dir, int number, int first, int count) {
     FILE *f = xfopen(path, "w");
     fprintf(f,
         "{\"format\": \"laser.c data\", \"version\": 1, \"tokenizer\": {\"file\": "
-        "\"tokenizer.model\", \"hash\": \"0123456789abcdef\", \"vocab\": %d, \"eos\": 1}, "
-        "\"inputs\": [{\"name\": \"c4-train.%05d-of-01024.json.gz\", \"size\": 1, "
-        "\"documents\": %d, \"empty\": 0, \"bad_lines\": 0}], \"train\": {\"documents\": %d, "
-        "\"tokens\": %d, \"bytes\": %d, \"unigram_entropy_nats\": 7.1, \"shards\": [",
-        VOCAB, number, count, count, count * SMALL_TOKENS, 4 * count * SMALL_TOKENS);
+        "\"tokenizer.model\", \"hash\": \"0123456789abcdef\", \"sha256\": \"%064d\", \"vocab\": "
+        "%d, "
+        "\"eos\": 1}, \"options\": {\"separator\": \"eos\", \"split\": \"train\", \"val_docs\": 0, "
+        "\"val_fraction\": 0, \"shard_tokens\": %d}, \"inputs\": [{\"name\": "
+        "\"c4-train.%05d-of-01024.json.gz\", \"size\": 1, \"sha256\": \"%064d\", \"documents\": "
+        "%d, "
+        "\"empty\": 0, \"bad_lines\": 0}], \"val\": {\"documents\": 0, \"tokens\": 0, \"bytes\": "
+        "0, "
+        "\"unigram_entropy_nats\": 0, \"shards\": []}, \"train\": {\"documents\": %d, \"tokens\": "
+        "%d, "
+        "\"bytes\": %d, \"unigram_entropy_nats\": 7.1, \"shards\": [",
+        0, VOCAB, SMALL_TOKENS, number, 0, count, count, count * SMALL_TOKENS,
+        4 * count * SMALL_TOKENS);
     for (int i = 0; i < count; i++)
         fprintf(f,
             "%s{\"file\": \"s_train_%06d.bin\", \"tokens\": %d, \"documents\": 1, \"crc32c\": "
@@ -221,11 +229,11 @@ static void bench_start(const char *dir) {
     double opening[ROUNDS], reading[ROUNDS], rate[ROUNDS], core[ROUNDS];
     int32_t inputs[T], targets[T];
     for (int r = 0; r < ROUNDS; r++) {
-        Manifests m;
+        ManifestTotals m;
         const double begin = now_seconds(), cpu = cpu_seconds();
         Loader *l = open_loader(dir, "s_train_*.bin", 1, false);
         const double opened = now_seconds();
-        manifest_read(&m, l);
+        manifest_totals_read(&m, l);
         const double end = now_seconds();
         core[r] = cpu_seconds() - cpu;
         REQUIRE(m.manifests == MANIFESTS && m.shards == SMALL, "%d, %d", m.manifests, m.shards);

@@ -17,6 +17,7 @@ TRAIN = MODEL | {
 RUN_DATA = CONFIG | {
     "dataloader/loader.h",
     "dataloader/manifest.h",
+    "dataloader/manifest_totals.h",
     "dataloader/shard.h",
     "dataloader/vocab.h",
     "laser/comm.h",

@@ -12,6 +12,8 @@ enum { DATA_PATH = 512 };
 void plain_write(const char *path, const int32_t *tokens, int count, int token_bytes);
 
 void test_manifest_read(Test *t);
+void test_manifest_is(Test *t);
+void test_manifest_layout(Test *t);
 void test_manifest_hash(Test *t);
 void test_manifest_torn(Test *t);
 void test_manifest_changed(Test *t);

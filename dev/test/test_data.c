@@ -1,8 +1,7 @@
 /* test_data.c: shards and vocabulary files: what is written comes back, also to and from code that
  * knows only llm.c's layout, and a file that is wrong in any field ends in a message with its name
  * and byte. Holds the table of the group; the loader's cases are in test_loader.c, those of
- * manifests in test_manifest.c. Needs no
- * backend. */
+ * manifests in test_manifest*.c. Needs no backend. */
 #include "dev/test/data_cases.h"
 
 #include <inttypes.h>
@@ -382,6 +381,8 @@ const TestCase *test_data(int *count) {
         {"vocab: pieces come back byte for byte", test_vocab_round_trip},
         {"vocab: a malformed file is refused, file and byte named", test_vocab_malformed},
         {"manifest: what is written in it is read", test_manifest_read},
+        {"manifest: known by how it begins", test_manifest_is},
+        {"manifest: a layout that the options do not make is refused", test_manifest_layout},
         {"manifest: a tokenizer's hash is FNV-1a", test_manifest_hash},
         {"manifest: one that was cut short is refused", test_manifest_torn},
         {"manifest: a changed byte ends in values or a message", test_manifest_changed},

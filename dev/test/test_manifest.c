@@ -1,312 +1,182 @@
-/* test_manifest.c: what is read of the manifests beside shards: sums of what a pattern matched,
- * files of others passed over, and a manifest that is damaged or contradicts its shards refused.
- * Needs no backend. */
+/* test_manifest.c: manifests of shards (dataloader/FORMAT.md) as text: what is written in one
+ * is read, and whatever a file holds ends in values or in a message with its name. What is promised
+ * of a manifest together with its shards is in check_tokenize.py. Needs no backend. */
 #include "dev/test/data_cases.h"
 
-#include <inttypes.h>
-#include <math.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "dataloader/manifest.h"
-#include "dataloader/shard.h"
 
-enum { VOCAB = 100, EOS = 1, TOKENS = 40, DOCUMENTS = 3 };
-static const uint64_t HASH = 0x0123456789abcdef;
+static const char manifest_text[] =
+    "{\n"
+    "\"format\": \"laser.c data\", \"version\": 1,\n"
+    "\"tokenizer\": {\"file\": \"tokenizer.model\", \"hash\": \"0123456789abcdef\", \"sha256\":\n"
+    "\"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\", \"vocab\": 32000,\n"
+    "\"eos\": 1},\n"
+    "\"options\": {\"separator\": \"eos\", \"split\": null, \"val_docs\": 2, \"val_fraction\": 0,\n"
+    "\"shard_tokens\": 1000},\n"
+    "\"inputs\": [{\"name\": \"a.json.gz\", \"size\": 12345, \"sha256\":\n"
+    "\"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\", \"documents\": 9,\n"
+    "\"empty\": 3, \"bad_lines\": 4}],\n"
+    "\"train\": {\"documents\": 7, \"tokens\": 1500, \"bytes\": 6000, \"unigram_entropy_nats\": "
+    "5.5,\n"
+    "\"shards\": [\n"
+    "{\"file\": \"x_train_000000.bin\", \"tokens\": 1000, \"documents\": 4, \"crc32c\": "
+    "\"0000beef\"},\n"
+    "{\"file\": \"x_train_000001.bin\", \"tokens\": 500, \"documents\": 3, \"crc32c\": "
+    "\"ffffffff\"}]},\n"
+    "\"val\": {\"documents\": 2, \"tokens\": 300, \"bytes\": 1200, \"unigram_entropy_nats\": "
+    "5.25,\n"
+    "\"shards\": [\n"
+    "{\"file\": \"x_val_000000.bin\", \"tokens\": 300, \"documents\": 2, \"crc32c\": "
+    "\"12345678\"}]}\n"
+    "}\n";
 
-/* One shard of TOKENS + extra tokens and DOCUMENTS documents; writes its checksum to crc. */
-static void write_shard(const char *path, int extra, uint32_t *crc) {
-    const ShardInfo info = {.vocab = VOCAB, .eos = EOS, .separator = 1, .tokenizer_hash = HASH};
-    ShardWriter *w = shard_writer_open(path, &info);
-    for (int32_t i = 0; i < TOKENS + extra; i++) {
-        const int32_t id = (i * 7 + extra) % VOCAB;
-        shard_writer_put(w, &id, 1);
-        if (i < DOCUMENTS) shard_writer_end_document(w);
-    }
-    shard_writer_close(w);
-    Shard s;
-    shard_open(&s, path);
-    *crc = s.info.payload_crc;
-    shard_close(&s);
-}
-
-typedef enum Kind { PLAIN, OURS } Kind; /* plain ones are not synced: many are written quickly */
-
-/* One split of `shards` shards NAME_SPLIT_00000n.bin, and its part of the manifest. */
-static void write_split(
-    FILE *f, const char *dir, const char *name, const char *split, int shards, Kind kind) {
-    const int32_t zeros[2 * TOKENS] = {0};
-    char path[DATA_PATH];
-    int tokens = 0;
-    fprintf(f, ", \"%s\": {\"shards\": [", split);
-    for (int i = 0; i < shards; i++) {
-        uint32_t crc = 0;
-        format(path, sizeof path, "%s/%s_%s_%06d.bin", dir, name, split, i);
-        if (kind == OURS)
-            write_shard(path, i, &crc);
-        else
-            plain_write(path, zeros, TOKENS + i, 2);
-        tokens += TOKENS + i;
-        fprintf(f,
-            "%s{\"file\": \"%s_%s_%06d.bin\", \"tokens\": %d, \"documents\": %d, \"crc32c\": "
-            "\"%08" PRIx32 "\"}",
-            i ? ", " : "", name, split, i, TOKENS + i, DOCUMENTS, crc);
-    }
-    fprintf(f, "], \"documents\": %d, \"tokens\": %d, \"bytes\": %d, \"unigram_entropy_nats\": %s}",
-        DOCUMENTS * shards, tokens, 4 * tokens, shards ? "2.5" : "0");
-}
-
-/* Shards and manifest of one data set, as c4_tokenize leaves them. */
-static void write_set(const char *dir, const char *name, int train, int val, Kind kind) {
-    char path[DATA_PATH];
-    format(path, sizeof path, "%s/%s.json", dir, name);
-    FILE *f = xfopen(path, "w");
-    fprintf(f,
-        "{\"format\": \"laser.c data\", \"version\": 1, \"tokenizer\": {\"file\": "
-        "\"tokenizer.model\", \"hash\": \"%016" PRIx64
-        "\", \"sha256\": \"%064d\", \"vocab\": %d, \"eos\": %d}, \"options\": {\"separator\": "
-        "\"eos\", \"split\": null, \"val_docs\": %d, \"val_fraction\": 0, \"shard_tokens\": %d}, "
-        "\"inputs\": [{\"name\": \"%s.gz\", \"size\": 9, \"sha256\": \"%064d\", \"documents\": %d, "
-        "\"empty\": 0, \"bad_lines\": 2}]",
-        HASH, 0, VOCAB, EOS, DOCUMENTS * val, TOKENS, name, 0, DOCUMENTS * (train + val));
-    write_split(f, dir, name, "train", train, kind);
-    write_split(f, dir, name, "val", val, kind);
-    fprintf(f, "}\n");
-    fclose(f);
-}
-
-static Loader *open_pattern(const char *pattern) {
-    const LoaderOptions o = {.pattern = pattern,
-        .seq_len = 8,
-        .batch = 1,
-        .step_sequences = 1,
-        .world = 1,
-        .vocab = VOCAB};
-    return loader_open(&o);
-}
-
-static Manifests read_of(const char *pattern) {
-    Manifests m;
-    Loader *l = open_pattern(pattern);
-    manifest_read(&m, l);
-    loader_close(l);
-    return m;
-}
-
-static void write_file(const char *dir, const char *name, const char *text, size_t size) {
-    char path[DATA_PATH];
-    format(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = xfopen(path, "w");
+static void write_text(const char *path, const char *text, size_t size) {
+    FILE *f = xfopen(path, "wb");
     REQUIRE(fwrite(text, 1, size, f) == size, "%s", path);
     fclose(f);
 }
 
-void test_manifest_totals(Test *t) {
-    char dir[DATA_PATH - 64], pattern[DATA_PATH], path[DATA_PATH];
+static void temp_manifest(Test *t, char *path /* (DATA_PATH) */) {
+    char dir[DATA_PATH - 64];
     test_temp_dir(t, dir, sizeof dir);
-    write_set(dir, "a", 3, 1, OURS); /* 40, 41, 42; 40 tokens */
-    write_set(dir, "b", 2, 0, OURS); /* 40, 41 */
-    format(pattern, sizeof pattern, "%s/*_train_*.bin", dir);
-    Manifests m = read_of(pattern);
-    CHECK_INT(t, m.manifests, 2);
-    CHECK_INT(t, m.shards, 5);
-    CHECK_INT(t, m.tokens, 204);
-    CHECK_INT(t, m.documents, 15);
-    CHECK_NEAR(t, m.bytes, 4 * 204, 1e-9);
-    CHECK_NEAR(t, m.entropy, 2.5, 1e-12);
-    CHECK_INT(t, m.inputs, 2);
-    CHECK_INT(t, m.bad_lines, 4);
-    CHECK_INT(t, m.absent, 0);
-    CHECK(t, m.tokenizer_hash == HASH && m.vocab == VOCAB && m.eos == EOS, "another tokenizer");
-    CHECK_STR(t, m.tokenizer_file, "tokenizer.model");
-
-    format(pattern, sizeof pattern, "%s/a_val_*.bin", dir);
-    m = read_of(pattern);
-    CHECK_INT(t, m.manifests, 1);
-    CHECK_INT(t, m.tokens, 40);
-    format(pattern, sizeof pattern, "%s/a_train_000002.bin", dir); /* a part: bytes by tokens */
-    m = read_of(pattern);
-    CHECK_INT(t, m.tokens, 42);
-    CHECK_NEAR(t, m.bytes, 4 * 42, 1e-9);
-    CHECK_INT(t, m.absent, 0); /* the others are there, and not asked for */
-
-    format(path, sizeof path, "%s/a_train_000001.bin", dir);
-    REQUIRE(unlink(path) == 0, "%s", path);
-    format(pattern, sizeof pattern, "%s/*_train_*.bin", dir);
-    m = read_of(pattern);
-    CHECK_INT(t, m.tokens, 204 - 41);
-    CHECK_INT(t, m.absent, 1);
-    CHECK_STR(t, m.first_absent, "a_train_000001.bin");
+    format(path, DATA_PATH, "%s/x.json", dir);
+    write_text(path, manifest_text, strlen(manifest_text));
 }
 
-static void copy_file(const char *from, const char *dir, const char *name) {
-    size_t size;
-    char *text = file_read_all(from, &size);
-    write_file(dir, name, text, size);
-    free(text);
+void test_manifest_read(Test *t) {
+    char path[DATA_PATH], beside[DATA_PATH];
+    temp_manifest(t, path);
+    Manifest m;
+    manifest_open(&m, path, NULL);
+    CHECK_STR(t, m.tokenizer.file, "tokenizer.model");
+    CHECK_INT(t, m.tokenizer.hash, 0x0123456789abcdef);
+    CHECK_INT(t, m.tokenizer.vocab, 32000);
+    CHECK_INT(t, m.tokenizer.eos, 1);
+    CHECK_INT(t, m.separator, true);
+    CHECK_INT(t, m.only_split, -1);
+    CHECK_INT(t, m.val_docs, 2);
+    CHECK_INT(t, m.shard_tokens, 1000);
+    CHECK_INT(t, m.input_count, 1);
+    CHECK_STR(t, m.inputs[0].name, "a.json.gz");
+    CHECK_INT(t, m.inputs[0].bytes, 12345);
+    CHECK_INT(t, m.inputs[0].empty, 3);
+    CHECK_INT(t, m.inputs[0].bad_lines, 4);
+    const ManifestSplit *train = &m.splits[MANIFEST_TRAIN], *val = &m.splits[MANIFEST_VAL];
+    CHECK_INT(t, train->count, 2);
+    CHECK_INT(t, train->bytes, 6000);
+    CHECK_NEAR(t, train->entropy, 5.5, 0);
+    CHECK_STR(t, train->shards[1].file, "x_train_000001.bin");
+    CHECK_INT(t, train->shards[0].crc, 0xbeef);
+    CHECK_INT(t, val->shards[0].tokens, 300);
+    CHECK_INT(t, val->shards[0].documents, 2);
+    manifest_beside(&m, "other", beside, sizeof beside);
+    CHECK_INT(t, strlen(beside), strlen(path) - 1); /* x.json, other */
+    manifest_close(&m);
 }
 
-void test_manifest_others(Test *t) {
-    static const struct {
-        const char *name, *text;
-    } others[] = {{"empty.json", ""}, {"array.json", "[1, 2"}, {"torn.json", "{\"format\": \"las"},
-        {"other.json", "{\"format\": \"laser.c data 2\", \"version\""},
-        {"progress.json", "{\"format\": \"laser.c progress\"}"},
-        {"lines.json", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n"},
-        {"binary.json", "\x01\xff{\"format\": \"laser.c data\""},
-        {"summary.json", "{\"train\": {\"shards\": 1}, \"val\": {\"shards\": 1}}"},
-        {"ours.txt", "{\"format\": \"laser.c data\", "}};
-    char dir[DATA_PATH - 64], other[DATA_PATH - 64], pattern[DATA_PATH], path[DATA_PATH];
-    test_temp_dir(t, dir, sizeof dir);
-    test_temp_dir(t, other, sizeof other);
-    write_set(dir, "a", 2, 0, OURS);
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        write_file(dir, others[i].name, others[i].text, strlen(others[i].text));
-    format(path, sizeof path, "%s/directory.json", dir);
-    make_dirs(path);
-    format(path, sizeof path, "%s/dangling.json", dir);
-    REQUIRE(symlink("nowhere", path) == 0, "%s", path);
-    format(path, sizeof path, "%s/huge.json", dir); /* 1 TB of a hole is not read */
-    write_file(dir, "huge.json", "{", 1);
-    if (truncate(path, (int64_t)1 << 40) != 0) REQUIRE(unlink(path) == 0, "%s", path);
-    format(pattern, sizeof pattern, "%s/*.bin", dir);
-    Manifests m = read_of(pattern);
-    CHECK_INT(t, m.manifests, 1);
-    CHECK_INT(t, m.tokens, 81);
-    format(path, sizeof path, "%s/a.json", dir); /* a copy of one that agrees counts once */
-    copy_file(path, dir, "b.json");
-    m = read_of(pattern);
-    CHECK_INT(t, m.manifests, 1);
-    CHECK_INT(t, m.shards, 2);
-    CHECK_INT(t, m.tokens, 81);
-    CHECK_INT(t, m.inputs, 1);
-    /* beside no shard, and beside those that no manifest names */
-    plain_write(strcat(strcpy(path, other), "/x.bin"), (int32_t[9]){0}, 9, 2);
-    m = read_of(path);
-    CHECK_INT(t, m.manifests, 0);
-    CHECK(t, isnan(m.entropy), "entropy %g of nothing", m.entropy);
-}
-
-/* Two directories, one pattern; and names without a directory. */
-void test_manifest_directories(Test *t) {
-    char dir[DATA_PATH - 128], sub[DATA_PATH - 64], pattern[DATA_PATH], home[DATA_PATH];
-    test_temp_dir(t, dir, sizeof dir);
-    for (int i = 0; i < 3; i++) {
-        format(sub, sizeof sub, "%s/part%d", dir, i);
-        make_dirs(sub);
-        write_set(sub, "x", 1 + i, 0, OURS);
-    }
-    format(pattern, sizeof pattern, "%s/part*/x_train_*.bin", dir);
-    Manifests m = read_of(pattern);
-    CHECK_INT(t, m.manifests, 3);
-    CHECK_INT(t, m.shards, 6);
-    CHECK_INT(t, m.tokens, 6 * 40 + 0 + 1 + 3);
-    REQUIRE(getcwd(home, sizeof home) && chdir(sub) == 0, "%s", sub);
-    m = read_of("x_train_*.bin");
-    REQUIRE(chdir(home) == 0, "%s", home);
-    CHECK_INT(t, m.shards, 3);
-}
-
-/* ---- refusals -----------------------------------------------------------------------------------
- */
-
-static void read_manifests(void *pattern) {
-    read_of(pattern);
-}
-
-/* Replaces the first `from` in DIR/a.json. */
-static void change(const char *dir, const char *from, const char *to) {
+/* Only by its first members, so that gigabytes of other JSON are not read. */
+void test_manifest_is(Test *t) {
     char path[DATA_PATH];
-    format(path, sizeof path, "%s/a.json", dir);
-    size_t size;
-    char *text = file_read_all(path, &size), *at = strstr(text, from);
-    REQUIRE(at, "no %s in %s", from, text);
-    FILE *f = xfopen(path, "w");
-    fprintf(f, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
-    fclose(f);
-    free(text);
+    temp_manifest(t, path);
+    CHECK(t, manifest_is(path), "a manifest is not known");
+    write_text(path, manifest_text, 100);
+    CHECK(t, manifest_is(path), "a torn manifest is taken for something else");
+    write_text(path, "{\"format\": \"laser.c data, unfinished\"}", 38);
+    CHECK(t, !manifest_is(path), "a run's progress is taken for a manifest");
+    write_text(path, "", 0);
+    CHECK(t, !manifest_is(path), "an empty file is taken for one");
+    REQUIRE(unlink(path) == 0 && mkfifo(path, 0600) == 0, "%s", path);
+    CHECK(t, !manifest_is(path), "a pipe is taken for one, or waited for");
+    REQUIRE(unlink(path) == 0, "%s", path);
+    CHECK(t, !manifest_is(path), "a file that is not there is taken for one");
 }
 
-void test_manifest_refuses(Test *t) {
+static void check_layout(void *path) {
+    Manifest m;
+    manifest_open(&m, path, NULL);
+    manifest_check_layout(&m);
+    manifest_close(&m);
+}
+
+/* Whoever trains takes shards of any name and length; what c4_tokenize writes is laid out so. */
+void test_manifest_layout(Test *t) {
     static const struct {
-        const char *from, *to, *says;
-        bool names_shard; /* and not only the one that it lies beside */
+        const char *from, *to, *says; /* of one length */
     } faults[] = {
-        {"}\n", "", "is cut short or damaged", false},
-        {"\"version\": 1", "\"version\": 2", "is of version 2; this program reads version 1",
-            false},
-        {"\"version\": 1, ", "", "\"version\" is missing", false},
-        {"\"vocab\": 100", "\"vocab\": \"x\"", "\"vocab\" is not a whole number", false},
-        {"\"vocab\": 100", "\"vocab\": 101", "was written with tokenizer", true},
-        {"\"eos\": 1}", "\"eos\": 2}", "was written with tokenizer", true},
-        {"\"eos\": 1}", "\"eos\": 100}", "cannot be", false},
-        {"\"hash\": \"0", "\"hash\": \"1", "was written with tokenizer", true},
-        {"\"hash\": \"0", "\"hash\": \"", "not 16 hexadecimal digits", false},
-        {"\"tokens\": 41", "\"tokens\": 42", "has 42 tokens; its header says 41", true},
-        {"\"tokens\": 41", "\"tokens\": 41.5", "\"tokens\" is not a whole number", false},
-        {"\"tokens\": 41", "\"tokens\": 1e300", "\"tokens\" is not a whole number", false},
-        {"\"documents\": 3, \"crc", "\"documents\": 2, \"crc", "has 2 documents; its header says 3",
-            true},
-        {"\"crc32c\": \"", "\"crc32c\": \"x", "not 8 hexadecimal digits", false},
-        {"\"tokens\": 81", "\"tokens\": 80", "have 81 tokens", false},
-        {"\"documents\": 6, \"tokens\"", "\"documents\": 5, \"tokens\"", "6 documents together",
-            false},
-        {"\"bytes\": 324", "\"bytes\": -1", "\"bytes\" is not a whole number", false},
-        {"\"file\": \"a_train", "\"file\": \"../a_train", "is no name of a shard", false},
-        {"\"shards\": [", "\"shards\": 7, \"x\": [", "\"shards\" is not a list", false},
-        {"\"inputs\": [{", "\"inputs\": [[], {", "\"bad_lines\" is missing", false},
+        {"x_val_000000", "x_val_000001", "val.shards[0].file is 'x_val_000001.bin'; expected"},
+        {"\"shard_tokens\": 1000", "\"shard_tokens\": 1001", "train.shards[0].tokens is 1000"},
+        {"\"shard_tokens\": 1000", "\"shard_tokens\":  999", "train.shards[0].tokens is 1000"},
+        {"\"val_docs\": 2", "\"val_docs\": 1", "val.documents is 2; options make it 1"},
+        {"\"split\": null, \"val_docs\": 2", "\"split\": \"val\",\"val_docs\": 0",
+            "val.documents is 2; options make it 9"},
     };
-    char dir[DATA_PATH - 64], pattern[DATA_PATH], path[DATA_PATH], expected[2 * DATA_PATH];
-    test_temp_dir(t, dir, sizeof dir);
-    format(pattern, sizeof pattern, "%s/a_*.bin", dir);
-    format(path, sizeof path, "error: %s/a.json: ", dir);
+    char path[DATA_PATH], text[sizeof manifest_text];
+    temp_manifest(t, path);
+    EXPECT_EXIT(t, 0, NULL, check_layout, path);
     for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
-        write_set(dir, "a", 2, 0, OURS);
-        EXPECT_EXIT(t, 0, NULL, read_manifests, pattern);
-        change(dir, faults[i].from, faults[i].to);
-        EXPECT_EXIT(t, EXIT_INPUT, path, read_manifests, pattern);
-        EXPECT_EXIT(t, EXIT_INPUT, faults[i].says, read_manifests, pattern);
-        format(expected, sizeof expected, "%s%s/a_train_00000",
-            faults[i].names_shard ? "" : "beside ", dir);
-        EXPECT_EXIT(t, EXIT_INPUT, expected, read_manifests, pattern);
+        memcpy(text, manifest_text, sizeof text);
+        char *at = strstr(text, faults[i].from);
+        const size_t length = strlen(faults[i].from);
+        REQUIRE(at && strlen(faults[i].to) == length, "%s", faults[i].from);
+        memcpy(at, faults[i].to, length);
+        write_text(path, text, strlen(text));
+        EXPECT_EXIT(t, EXIT_INPUT, faults[i].says, check_layout, path);
+        Manifest m;
+        manifest_open(&m, path, NULL);
+        manifest_close(&m);
     }
-    /* the same shard written anew: its manifest is of the one before */
-    write_set(dir, "a", 2, 0, OURS);
-    format(path, sizeof path, "%s/a_train_000001.bin", dir);
-    ShardWriter *w =
-        shard_writer_open(path, &(ShardInfo){.vocab = VOCAB, .eos = EOS, .tokenizer_hash = HASH});
-    shard_writer_put(w, (int32_t[TOKENS + 1]){5}, TOKENS + 1);
-    for (int i = 0; i < DOCUMENTS; i++) shard_writer_end_document(w);
-    shard_writer_close(w);
-    EXPECT_EXIT(t, EXIT_INPUT, "checksum of the tokens of", read_manifests, pattern);
-    /* plain shards record no tokenizer: the manifests tell that there are two */
-    write_set(dir, "a", 2, 0, PLAIN);
-    write_set(dir, "b", 1, 0, PLAIN);
-    change(dir, "\"hash\": \"0", "\"hash\": \"1");
-    format(pattern, sizeof pattern, "%s/*_train_*.bin", dir);
-    EXPECT_EXIT(t, EXIT_INPUT, "b.json: their shards were written with different tokenizers",
-        read_manifests, pattern);
 }
 
-/* As many manifests as C4 has files: a start must not wait for them. */
-void test_manifest_many(Test *t) {
-    enum { SETS = 300 };
-    char dir[DATA_PATH - 64], pattern[DATA_PATH], name[32];
-    test_temp_dir(t, dir, sizeof dir);
-    for (int i = 0; i < SETS; i++) {
-        format(name, sizeof name, "c4_%05d", i);
-        write_set(dir, name, 2, 0, PLAIN);
+void test_manifest_hash(Test *t) { /* the values that FNV's authors publish */
+    CHECK_INT(t, manifest_hash("", 0), (int64_t)0xcbf29ce484222325);
+    CHECK_INT(t, manifest_hash("a", 1), (int64_t)0xaf63dc4c8601ec8c);
+    CHECK_INT(t, manifest_hash("foobar", 6), (int64_t)0x85944171f73967e8);
+}
+
+/* How a process ends that opens the file: exit code, or minus the signal. */
+static int end_of_open(const char *path) {
+    fflush(NULL);
+    const pid_t child = fork();
+    REQUIRE(child >= 0, "fork");
+    if (child == 0) {
+        REQUIRE(dup2(open("/dev/null", O_WRONLY), STDERR_FILENO) >= 0, "dup2");
+        Manifest m;
+        manifest_open(&m, path, NULL);
+        manifest_close(&m);
+        _exit(0);
     }
-    format(pattern, sizeof pattern, "%s/*_train_*.bin", dir);
-    Loader *l = open_pattern(pattern);
-    Manifests m;
-    const double begin = now_seconds();
-    manifest_read(&m, l);
-    const double took = now_seconds() - begin;
-    loader_close(l);
-    CHECK_INT(t, m.manifests, SETS);
-    CHECK_INT(t, m.tokens, SETS * 81);
-    /* 0.01 s where nothing else runs; a machine may be a hundred times as busy or slow */
-    CHECK(t, took < 2, "%d manifests took %.2f s", SETS, took);
+    int status;
+    REQUIRE(waitpid(child, &status, 0) == child, "waitpid");
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+void test_manifest_torn(Test *t) {
+    char path[DATA_PATH];
+    temp_manifest(t, path);
+    for (size_t size = 0; size < strlen(manifest_text) - 1; size += 7) {
+        write_text(path, manifest_text, size);
+        CHECK(t, end_of_open(path) == EXIT_INPUT, "the first %zu bytes of a manifest", size);
+    }
+}
+
+void test_manifest_changed(Test *t) {
+    static const char bytes[] = {0, '"', '9', '-', '[', '}', (char)0xff};
+    char path[DATA_PATH], text[sizeof manifest_text];
+    const size_t size = strlen(manifest_text);
+    temp_manifest(t, path);
+    for (size_t at = 0; at < size; at += 3) {
+        memcpy(text, manifest_text, sizeof text);
+        text[at] = bytes[at / 3 % sizeof bytes];
+        write_text(path, text, size);
+        const int end = end_of_open(path);
+        CHECK(
+            t, end == 0 || end == EXIT_INPUT, "byte %zu made %d: ended with %d", at, text[at], end);
+    }
 }

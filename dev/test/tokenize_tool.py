@@ -121,7 +121,7 @@ def faults(t):
     damaged(t, lambda d: flip_byte(f"{d}/tokenizer.model", 700), "tokenizer.model")
     damaged(t, lambda d: os.unlink(f"{d}/tokenizer.model"), "tokenizer.model")
     damaged(t, lambda d: write(f"{d}/x.json", b"{}"), '"format"')
-    damaged(t, lambda d: write(f"{d}/x.json", b'{"format": '), "byte 11: is not JSON")
+    damaged(t, lambda d: write(f"{d}/x.json", b'{"format": '), ["x.json", "not JSON from byte 11"])
     damaged(t, lambda d: os.unlink(f"{d}/x.json"), "x.json")
 
 

@@ -32,6 +32,7 @@ MUTABLE = {
     ("laser/base.c", "table"): "checksum table, computed once",
     ("laser/base.c", "ready"): "whether it was",
     ("dev/test/faults/stop_at.c", "count"): "calls of a whole process, whose code is not ours",
+    ("dev/test/faults/stop_at.c", "writes"): "calls of a whole process, whose code is not ours",
     ("dev/bench/op_times.c", "times"): "the operations it stands in for have no room for a pointer",
     ("dev/emu/launch.cc", "emu_place_of_thread"): "threadIdx and its like",
     ("dev/emu/launch.cc", "emu_machine"): "the one device; CUDA's calls have no room for a pointer",

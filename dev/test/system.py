@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 
+import stop_at
 import system_kit
 import system_resume  # noqa: F401  (imported for the tests they register)
 import system_equal  # noqa: F401
@@ -50,6 +51,7 @@ class Suite:
             for path in self.trainers.values()
         )
         self.patience = SANITIZED_PATIENCE if sanitized else 1
+        self.stop_at, self.no_stop_at = stop_at.build(root)
         system_kit.write_data(self.data)
 
 

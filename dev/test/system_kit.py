@@ -13,6 +13,8 @@ import struct
 import subprocess
 import time
 
+import stop_at
+
 USAGE, INPUT, IO, DIVERGED = 2, 3, 4, 5
 TESTS = []
 
@@ -242,6 +244,7 @@ class Context:
     def __init__(self, suite, trainer, directory):
         self.trainer, self.dir = trainer, directory
         self.trainers, self.tool, self.data = suite.trainers, suite.tool, suite.data
+        self.stop_at, self.no_stop_at = suite.stop_at, suite.no_stop_at
         self.patience = suite.patience  # how many times longer than usual everything may take
         self.started = []
         os.makedirs(directory)
@@ -295,6 +298,16 @@ class Context:
         for text in [says] if isinstance(says, str) else says:
             check(text in result.err, f"{text!r} is not in what was said: {result.err}")
         return result
+
+    def stopped(self, moment, **changes):
+        """Trains, but is killed at a moment of stop_at.py; whether it came to that."""
+        if not self.stop_at:
+            raise Skip(self.no_stop_at)
+        env = stop_at.environment(self.stop_at, moment)
+        result = self.call([self.trainer, *self.options(changes)], env=env)
+        killed = stop_at.was_stopped(result.code)
+        check(killed or result.code == 0, f"{moment}: ended with {result.code}: {result.err}")
+        return killed
 
     def start(self, **changes):
         """Starts a training run and returns its process; the test ends it."""

@@ -62,50 +62,36 @@ def stop_after_optimizers(t):
 
 @test("resume: killed at any moment, the same command ends in the same bits", each=True)
 def kill(t):
-    long = dict(steps=120, save_every=10)
-    begin = time.monotonic()
+    """Moments are counted in the writes to log, event file and checkpoints (about ten a step): the
+    files, and nothing else, are what a killed run leaves."""
+    long = dict(steps=60, save_every=10)
     t.train(out="whole", **long)
-    whole = time.monotonic() - begin
-    rng = random.Random(3)
-    killed = 0
-    for _ in range(8):
-        process = t.start(out="run", **long)
-        time.sleep(whole * rng.uniform(0.2, 1.0))
-        killed += process.poll() is None
-        process.kill()
-        t.wait(process)
-    check(killed >= 2, "hardly any run was there to be killed")
-    t.train(out="run", **long)
+    rng, kills = random.Random(3), 0
+    while t.stopped(dict(STOP_AT_WRITE=rng.randrange(400)), out="run", **long):
+        kills += 1
+        check(kills < 100, "a run that is killed again and again does not end")
+    check(kills >= 3, f"only {kills} kills before the end")
     check_same_run(t.path("whole"), t.path("run"))
 
 
-@test(
-    "resume: killed during a save, the checkpoint before leads to the same bits",
-    each=True,
-)
+@test("resume: killed at each sync, rename and removal of a save, it ends in the same bits")
 def kill_in_save(t):
-    large = dict(d_model=256, d_ff=512, steps=6, save_every=1, val_every=0, keep=2)
-    t.train(out="whole", **large)
-    torn = 0
-    directory = t.path("run/checkpoints")
-    for _ in range(12):
-        process = t.start(out="run", **large)
-        while process.poll() is None and torn < 3:
-            names = os.listdir(directory) if os.path.isdir(directory) else []
-            if any(n.startswith("tmp_") and not n.startswith("tmp_step_") for n in names):
-                break
-        process.kill()
-        t.wait(process)
-        torn += any(n.startswith("tmp_") for n in os.listdir(directory))
-        if torn == 3:
-            break
-    check(torn > 0, "no save was interrupted")
-    t.train(out="run", **large)
-    check_same_run(t.path("whole"), t.path("run"))
-    check(
-        not [n for n in os.listdir(directory) if n.startswith("tmp_")],
-        "leftovers of interrupted saves are there",
-    )
+    short = dict(steps=2, save_every=1, val_every=0, warmup=0, keep=1)
+    t.train(out="whole", **short)
+    left, moment = set(), 0
+    while t.stopped(dict(STOP_AT=moment), out="run", **short):
+        directory = t.path("run/checkpoints")
+        names = os.listdir(directory) if os.path.isdir(directory) else []
+        left.add(tuple(sorted(names)))
+        check("tmp_00000002" not in names or checkpoints(t.path("run")), f"only {names} is left")
+        t.train(out="run", **short)
+        check_same_run(t.path("whole"), t.path("run"))
+        shutil.rmtree(t.path("run"))
+        moment += 1
+    for what in (("tmp_00000001",), ("step_00000001", "tmp_00000002")):
+        check(what in left, f"{what} was never left: {left}")
+    check(("step_00000001", "step_00000002") in left, f"no kill before a removal: {left}")
+    check(("step_00000002", "tmp_step_00000001") in left, f"no kill in a removal: {left}")
 
 
 @test(
@@ -153,13 +139,10 @@ def second_signal(t):
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     check(process.poll() is None, "the first signal did not wait for the step")
-    begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     code, _ = t.wait(process)
-    took = time.monotonic() - begin
     same(code, stop_status(signal.SIGTERM), "exit code")
-    check(took < 2 * t.patience, f"it took {took:.1f} s")
-    same(records(t.path("run"), "train"), [], "train records")
+    same(records(t.path("run"), "train"), [], "train records")  # not even of this step
 
 
 # ---- damaged checkpoints -----------------------------------------------------------------------

@@ -6,11 +6,10 @@ import array
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
+import stop_at
 from system_kit import IO, INPUT, USAGE, Failure, Skip, check, read, write  # noqa: F401
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -125,11 +124,8 @@ class Shared:
         command = [TOKENIZE, "--train-vocab", "1000", "--train-bytes", "600000", "--vocab-only"]
         command += ["--out", os.path.join(root, "vocabulary", "x"), self.c4[0]]
         subprocess.run(command, check=True, capture_output=True)
-        self.stop_at = os.path.join(root, "stop_at.so")
-        source = os.path.join(TOP, "dev", "test", "faults", "stop_at.c")
-        command = [os.environ.get("CC", "cc"), "-D_GNU_SOURCE", "-shared", "-fPIC", "-O1", source]
-        done = subprocess.run([*command, "-o", self.stop_at, "-ldl"], capture_output=True)
-        check(done.returncode == 0, f"{source} cannot be compiled: {done.stderr.decode()}")
+        self.stop_at, why = stop_at.build(root)
+        check(self.stop_at, why)
 
 
 class Context:
@@ -177,26 +173,16 @@ class Context:
     def tokenize(self, out, inputs, code=0, says=(), popen=None, **options):
         return self.call(self.command(out, inputs, options), code, says, **(popen or {}))
 
-    def stopped(self, out, inputs, moment, **options):
-        """As tokenize, but killed at a moment (faults/stop_at.c); whether it came to that."""
-        env = {**os.environ, "LD_PRELOAD": self.shared.stop_at, "STOP_AT": str(moment)}
+    def stopped(self, out, inputs, moment, kind="STOP_AT", **options):
+        """As tokenize, but killed at a moment of stop_at.py; whether it came to that."""
         done = subprocess.run(
             self.command(out, inputs, options), cwd=self.dir, stdin=subprocess.DEVNULL,
-            capture_output=True, timeout=120, env=env,
+            capture_output=True, timeout=120,
+            env=stop_at.environment(self.shared.stop_at, {kind: moment}),
         )
-        killed = done.returncode == -signal.SIGKILL
+        killed = stop_at.was_stopped(done.returncode)
         check(killed or done.returncode == 0, f"ended with {done.returncode}: {done.stderr}")
         return killed
-
-    def killed_after(self, out, inputs, seconds, **options):
-        """As tokenize, but killed after a time; whether it still ran."""
-        process = subprocess.Popen(
-            self.command(out, inputs, options), cwd=self.dir, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        time.sleep(seconds)
-        process.kill()
-        return process.wait() == -signal.SIGKILL
 
     def tool(self, *words, code=0, says=()):
         """shard_tool: its stdout."""

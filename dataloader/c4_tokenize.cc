@@ -251,7 +251,7 @@ static std::string lock_path(const Options &o) {
 }
 
 /* Two programs that write the same shards would spoil each other's: the second one ends here. The
- * lock ends with the process; its file stays only where a run that has begun is not finished. */
+ * lock ends with the process, and its file with it, except where kill -9 ends it. */
 static void lock_output(const Options &o) {
     const std::string path = lock_path(o);
     const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);

@@ -97,7 +97,7 @@ TESTS_cuda := $(filter-out dev/test/test_emu%.cc,$(TESTS_emu))
 TEST_SOURCES := test_gpt.c $(filter-out dev/test/groups_%,$(wildcard dev/test/*.c)) dev/test/groups_$(BACKEND).c \
 	$(TESTS_$(BACKEND)) $(wildcard dev/ref/*.c)
 # Operations are timed by wrappers where they have run when they return
-BENCH_SOURCES := dev/bench/median.c dev/bench/op_times$(if $(filter-out cpu,$(BACKEND)),_none).c
+BENCH_SOURCES := dev/bench/median.c dev/ref/rounded.c dev/bench/op_times$(if $(filter-out cpu,$(BACKEND)),_none).c
 WRAP_cpu := @dev/bench/op_times.link
 # Files that know which attention is built: their objects are not shared
 VARIANT_FILES := laser/cpu/attention% laser/cpu/backend.c laser/cuda/laser% laser/cuda/backend.cu dev/test/%.cc \
@@ -114,7 +114,7 @@ TRAINERS := $(VARIANTS:%=train_gpt_%)
 TESTERS := $(VARIANTS:%=$(OUT)-%/test_gpt)
 
 .PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers \
-	quickstart bench bench-loader gpu-binaries gpu_archive gpu-check lint help clean FORCE
+	quickstart bench bench-loader bench-numerics gpu-binaries gpu_archive gpu-check lint help clean FORCE
 all: config $(TRAINERS)
 	@echo "built $(TRAINERS): $(SUMMARY)"
 SUMMARY = BACKEND=$(BACKEND) PRECISION=$(PRECISION) $(SUMMARY_$(BACKEND)) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), \
@@ -225,6 +225,9 @@ lint:
 bench: $(VARIANTS:%=$(OUT)-%/bench_train)
 	@dev/bench/bench.sh $(OUT)
 
+bench-numerics: $(foreach v,laser standard,$(OUT)-$v/train_gpt $(OUT)-$v/bench_numerics)
+	@dev/bench/numerics.sh $(OUT)
+
 bench-loader: $(OUT)-$(firstword $(VARIANTS))/bench_loader
 	@$<
 
@@ -238,6 +241,7 @@ help:
 	@echo '  tools       c4_tokenize and shard_tool, in build/bin'
 	@echo '  bench       speed against the machine'"'"'s sgemm, llm.c and PyTorch where they are there'
 	@echo '  bench-loader  tokens a second out of the page cache, and how soon 10,000 shards are open'
+	@echo '  bench-numerics  the error of attention in bfloat16, of small models trained for it (DATA= shards)'
 	@echo '  gpu-check   build for the GPU, and run there: tests, compute-sanitizer, speed; one report'
 	@echo '  gpu-binaries  only builds that, in build/gpu; CARRIED=1 with gpu-check: is not built again'
 	@echo '  lint        house rules'

@@ -10,47 +10,10 @@
 #include "dataloader/encode.h"
 #include "dataloader/vocab.h"
 #include "laser/base.h"
-#include "laser/checkpoint.h"
+#include "laser/pretrained.h"
 #include "laser/sample.h"
 
 enum { PATH_BYTES = 4096 };
-
-/* A checkpoint, or the newest whole one of a run's directory. */
-static void find_checkpoint(const char *named, char *path, size_t capacity) {
-    char inside[PATH_BYTES];
-    format(inside, sizeof inside, "%s/state.json", named);
-    if (file_size(inside) >= 0) {
-        checkpoint_require_whole(named);
-        format(path, capacity, "%s", named);
-        return;
-    }
-    format(inside, sizeof inside, "%s/checkpoints", named);
-    char *found = file_size(inside) >= 0 ? checkpoint_newest(inside) : NULL;
-    if (!found) die(EXIT_INPUT, "--sample-from %s: neither a checkpoint nor a run with one", named);
-    format(path, capacity, "%s", found);
-    free(found);
-}
-
-static void open_model(Model *m, Config *c) {
-    char path[PATH_BYTES];
-    RunState state;
-    int64_t updates;
-    find_checkpoint(c->sample_from, path, sizeof path);
-    char *saved = checkpoint_state(path, &state, &updates);
-    config_adopt_model(c, saved);
-    free(saved);
-    c->recompute = RECOMPUTE_NONE; /* so that there is a cache */
-    const ModelConfig shape = config_model(c, 0);
-    const BackendLimits limits = model_limits(&shape, 1);
-    const BackendOptions options = config_backend(c, 0);
-    Backend *be = backend_open(&options);
-    backend_reserve(be, &limits);
-    model_open(m, be, &shape, 1, false);
-    checkpoint_load(path, m, NULL);
-    if (!c->quiet)
-        fprintf(stderr, "%s: %.2f M parameters, %s attention, step %" PRId64 "\n", path,
-            (double)model_parameters(&shape) / 1e6, backend_attention(), state.step);
-}
 
 /* NAME beside the vocabulary file that was named, or beside the shards of the run. */
 static void beside_vocab(const Config *c, const char *name, char *path, size_t capacity) {
@@ -137,7 +100,7 @@ void generate(Config *c) {
     Model m;
     Vocab v;
     int count;
-    open_model(&m, c);
+    pretrained_open(&m, c, c->sample_from);
     open_vocab(&v, c);
     int32_t *tokens = open_prompt(c, &v, (int)c->seq_len, &count);
     const int64_t wanted = count + c->sample_tokens;
@@ -152,7 +115,5 @@ void generate(Config *c) {
     printf("\n");
     free(tokens);
     vocab_close(&v);
-    Backend *be = m.be;
-    model_close(&m);
-    backend_close(be);
+    pretrained_close(&m);
 }

@@ -13,6 +13,14 @@ TRAIN = MODEL | {
     "laser/json.h",
 }
 
+# Text from a checkpoint
+TEXT = MODEL | {
+    "laser/pretrained.h",
+    "laser/sample.h",
+    "dataloader/encode.h",
+    "dataloader/vocab.h",
+}
+
 # What a run reads: the loader and all that it knows of the files
 RUN_DATA = CONFIG | {
     "dataloader/loader.h",
@@ -50,7 +58,8 @@ LAYERS = [
     ("laser/forward", MODEL | {"laser/passes.h"}),
     ("laser/backward", MODEL | {"laser/passes.h"}),
     ("laser/sample", MODEL),
-    ("laser/generate", TRAIN | {"laser/sample.h", "dataloader/encode.h", "dataloader/vocab.h"}),
+    ("laser/pretrained", TRAIN),
+    ("laser/generate", TEXT),
     ("laser/probe", MODEL | {"laser/json.h", "laser/passes.h"}),
     ("laser/optim", MODEL | {"laser/schedule.h"}),
     ("laser/checkpoint", TRAIN),

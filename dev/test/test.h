@@ -28,6 +28,7 @@ typedef const TestCase *(*TestGroup)(int *count);
 
 /* The groups. */
 const TestCase *test_oracle(int *count);
+const TestCase *test_rounded(int *count);
 const TestCase *test_ops(int *count);
 const TestCase *test_modifiers(int *count);
 const TestCase *test_attention(int *count);

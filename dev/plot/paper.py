@@ -17,6 +17,7 @@ import textwrap
 try:
     import numpy as np
 
+    import probes as P
     import runs as R
     import stats as S
     from compare import report_differences, table_text
@@ -345,6 +346,78 @@ def scaling(options, runs):
     return "\n".join(text), lambda: F.draw_scaling(points, fits, loss)
 
 
+# ---- what --probe-attention saw ----------------------------------------------------------------
+
+
+def probed(runs):
+    return {
+        name: {attention: P.read(run) for attention, run in arms.items()}
+        for name, arms in families(runs).items()
+    }
+
+
+def attention(options, runs):
+    """Figure 1: how attention's probabilities are spread, at the last probe."""
+    import probe_figures as F
+
+    groups, text = probed(runs), []
+    for name, arms in groups.items():
+        rows = []
+        for arm, probes in arms.items():
+            label = f"{arm}, step {probes.step[-1]}, all layers"
+            rows.append((label, [f"{probes.all_layers(s)[-1]:.2%}" for s in P.SHARES]))
+            for i in range(probes.layers):
+                cells = [f"{probes.share[s][-1, i]:.2%}" for s in P.SHARES]
+                rows.append((f"  layer {i}", cells))
+        text += [name, table_text([f"below {bound:g}" for bound in P.SHARES.values()], rows)]
+    words = [f"{share:.0%} below {P.SHARES[s]:g}" for s, share in P.PAPER_SHARES.items()]
+    text.append(f"the paper, 2.2B, 1024 tokens: about {' and '.join(words)}")
+    for T in sorted({run.config.get("seq_len") for run in runs} - {None}):
+        alike = P.uniform_share(T, P.SHARES["below_1e-3"])
+        text.append(f"if {T} tokens attended to all before them alike: {alike:.2%} below 0.001")
+    return "\n".join(text), lambda: F.draw_attention(groups)
+
+
+def gradient_rows(arms):
+    """Of each quantity: means over probes and layers, and LASER against standard attention."""
+    rows = []
+    for name, words in P.QUANTITIES.items():
+        cells = [f"{arms[a].quantity[name].mean():.4g}" if a in arms else "-" for a in ATTENTIONS]
+        if len(cells) == len(arms):
+            values = P.ratio(*(arms[a] for a in ATTENTIONS), name)
+            good = values[np.isfinite(values)]
+            higher = (good > 1).mean() if len(good) else None
+            cells += [show("{:.3f}", P.geometric_mean(values)), show("{:.0%}", higher)]
+        rows.append((words, cells + ["-"] * (4 - len(cells))))
+    return rows
+
+
+def layer_rows(arms):
+    """LASER / standard in each layer."""
+    if set(arms) != set(ATTENTIONS):
+        return []
+    ratios = [P.ratio(*(arms[a] for a in ATTENTIONS), name) for name in P.QUANTITIES]
+    return [
+        (f"layer {i}", [show("{:.3f}", P.geometric_mean(values[:, i])) for values in ratios])
+        for i in range(ratios[0].shape[1])
+    ]
+
+
+def gradients(options, runs):
+    """Over training: the softmax's Jacobian, the output's slope, gradients of W_q, W_k, W_v."""
+    import probe_figures as F
+
+    groups, text = probed(runs), []
+    names = ["mean, standard", "mean, LASER", "LASER / standard", "LASER higher"]
+    for name, arms in groups.items():
+        text += [name, table_text(names, gradient_rows(arms))]
+        rows = layer_rows(arms)
+        if rows:
+            text += ["LASER / standard", table_text(list(P.QUANTITIES), rows)]
+    text.append("means: over probes and layers; LASER / standard: geometric mean over the probes")
+    return "\n".join(text), lambda: F.draw_gradients(groups)
+
+
 # ---- the program -------------------------------------------------------------------------------
 
 COMMANDS = {
@@ -355,6 +428,8 @@ COMMANDS = {
     "norm": norm,
     "scaling": scaling,
     "spikes": spikes,
+    "attention": attention,
+    "gradients": gradients,
 }
 
 

@@ -21,6 +21,7 @@ FREE_KEYS = {
     "stop_after",
     "save_every",
     "keep",
+    "probe_attention",
     "sample_every",
     "sample_tokens",
     "quiet",
@@ -49,12 +50,14 @@ class Run:
 
     step, tokens, loss, norm, step_ms, tok_s, skipped: (steps)
     seconds: (steps) training time up to and with each
-    val_step, val_tokens, val_loss, val_seconds: (validations)"""
+    val_step, val_tokens, val_loss, val_seconds: (validations)
+    probes: records of --probe-attention, by step (probes.py reads them)"""
 
-    def __init__(self, path, config, train, val, diverged=False):
+    def __init__(self, path, config, train, val, probes=(), diverged=False):
         self.path = path
         self.name = os.path.basename(os.path.dirname(os.path.abspath(path)))
         self.config, self.diverged = config, diverged
+        self.probes = list(probes)
         self.step = np.array([r["step"] for r in train], dtype=np.int64)
         self.tokens = np.array([r["tokens"] for r in train], dtype=np.float64)
         self.loss, self.norm = column(train, "loss"), column(train, "grad_norm")
@@ -128,28 +131,30 @@ def load_run(path):
     trained again ends what an earlier attempt logged beyond it."""
     if not os.path.isfile(path):
         path = os.path.join(path, "log.jsonl")
-    config, train, val, diverged = None, {}, {}, False
+    config, train, val, probes, diverged = None, {}, {}, {}, False
     for number, record in parse_lines(path):
         kind = record.get("kind")
         if kind == "run":
             config = record
         if kind in ("train", "event"):
             diverged = kind == "event" and record.get("name") == "diverged"
-        if kind not in ("train", "val"):
+        target = {"train": train, "val": val, "probe": probes}.get(kind)
+        if target is None:
             continue
         check_record(path, number, record)
         step = record["step"]
         if kind == "train" and train and step <= next(reversed(train)):
-            train = {s: r for s, r in train.items() if s < step}
-            val = {s: r for s, r in val.items() if s < step}
-        target = train if kind == "train" else val
+            for records in (train, val, probes):
+                for later in [s for s in records if s >= step]:
+                    del records[later]
         target.pop(step, None)
         target[step] = record
     if config is None:
         fail(EXIT_INPUT, f'{path}: has no line of kind "run": torn, or not the log of a run')
     if not train:
         fail(EXIT_INPUT, f"{path}: has no training step yet")
-    run = Run(path, config, list(train.values()), [val[s] for s in sorted(val)], diverged)
+    by_step = [[records[s] for s in sorted(records)] for records in (train, val, probes)]
+    run = Run(path, config, *by_step, diverged)
     if not np.isfinite(run.loss).any():
         fail(EXIT_INPUT, f"{path}: no step has a finite loss")
     if not np.isfinite(run.val_loss).any():

@@ -140,8 +140,8 @@ def check_spikes(S, np):
 # ---- the program -------------------------------------------------------------------------------
 
 
-def write_run(directory, name, losses, val, norms=None, **config):
-    """A run of one loss and norm a step; val: [(step, loss)]."""
+def write_run(directory, name, losses, val, norms=None, probes=None, **config):
+    """A run of one loss and norm a step; val: [(step, loss)]; probes: {step: layers}."""
     path = os.path.join(directory, name)
     os.makedirs(path, exist_ok=True)
     run = {"kind": "run", "attention": "laser" if "laser" in name else "standard", "seed": 1}
@@ -151,6 +151,8 @@ def write_run(directory, name, losses, val, norms=None, **config):
     for i, loss in enumerate(losses, 1):
         one = {"kind": "train", "step": i, "tokens": 100 * i, "loss": loss, "step_ms": 1.0}
         lines.append({**one, "tok_s": 1e5, "grad_norm": norms[i - 1] if norms else 1.0})
+        if probes and i in probes:
+            lines.append({"kind": "probe", "step": i, "tokens": 100 * i, "layers": probes[i]})
         at = dict(val).get(i)
         if at is not None:
             lines.append({"kind": "val", "step": i, "tokens": 100 * i, "loss": at})
@@ -267,7 +269,57 @@ def check_figures(d, np):
     same(row(text, "z")[0], "1", "spikes: the first 400 steps")
 
 
+def probe_layer(shares, sizes):
+    """A layer of a probe: 1000 probabilities, shares of them below 1e-3 and 1e-7, the others above
+    0.1; sizes in the order of probes.QUANTITIES."""
+    low, lowest = shares[0], shares[1]
+    bins = [0] * 24
+    bins[0], bins[12], bins[23] = (round(1000 * n) for n in (lowest, low - lowest, 1 - low))
+    names = ("jacobian", "slope", "grad_q", "grad_k", "grad_v")
+    layer = {"below_1e-3": low, "below_1e-7": lowest, "bins": bins}
+    return {**layer, **dict(zip(names, sizes))}
+
+
+def check_probes(d):
+    one, two = (0.5, 0.1), (0.9, 0.3)
+    layers = {  # first and last probe of two layers; LASER has an early one that standard has not
+        "standard": {2: [(two, (1, 2, 1, 4, 1)), (two, (2, 2, 2, 2, 2))]},
+        "laser": {1: [(two, (9, 9, 9, 9, 9))] * 2, 2: [(two, (2, 2, 4, 1, 1))] * 2},
+    }
+    layers["standard"][4] = [(one, (1, 2, 1, 4, 1)), (two, (4, 2, 1, 2, 0))]
+    layers["laser"][4] = [(one, (2, 2, 1, 4, 4)), (one, (4, 2, 1, 2, 7))]
+    runs = []
+    for name, steps in layers.items():
+        probes = {at: [probe_layer(*layer) for layer in both] for at, both in steps.items()}
+        runs.append(write_run(d, f"p-{name}", [4.0] * 4, [(4, 3.0)], probes=probes, seq_len=1024))
+    text = printed(d, "attention", *runs)
+    same(row(text, "standard, step 4, all layers"), ["70.00%", "20.00%"], "attention: all layers")
+    same(row(text, "laser, step 4, all layers"), ["50.00%", "10.00%"], "attention: all layers")
+    same(row(text, "  layer 1"), ["90.00%", "30.00%"], "attention: a layer")
+    check("80% below 0.001 and 20% below 1e-07" in text, f"attention: the paper's shares: {text}")
+    # (1001 + ... + 1024) of (1 + ... + 1024)
+    check("1024 tokens attended to all before them alike: 4.63%" in text, "attention: uniform")
+    text = printed(d, "gradients", *runs)
+    # W_q: 1, 2; 1, 1 against 4, 4; 1, 1 and 9, 9 of the probe that only LASER has
+    want = ["1.25", "4.667", "1.682", "50%"]  # (4 * 2)^(1/4)
+    same(row(text, "gradient of W_q"), want, "gradients: all layers")
+    same(row(text, "layer 0"), ["2.000", "1.000", "2.000", "0.500", "2.000"], "gradients: a layer")
+    # a gradient of zero has no ratio: only 1 / 2 of the first probe is left
+    same(row(text, "layer 1"), ["1.000", "1.000", "1.414", "0.707", "0.500"], "gradients: zero")
+    text = printed(d, "gradients", runs[1])
+    same(row(text, "slope of the output")[0], "-", "gradients: LASER alone")
+    again = {"kind": "train", "step": 3, "tokens": 300, "loss": 4.0, "step_ms": 1.0, "tok_s": 1e5}
+    with open(os.path.join(runs[0], "log.jsonl"), "a", encoding="utf-8") as f:
+        # resumed from step 2: the probe of step 4 is void
+        f.write(json.dumps(again) + "\n" + json.dumps({**again, "kind": "val"}) + "\n")
+    text = printed(d, "attention", runs[0])
+    same(row(text, "standard, step 2, all layers"), ["90.00%", "30.00%"], "a step trained again")
+
+
 def check_bad_input(d):
+    probe = probe_layer((0.5, 0.1), (1, 1, 1, 1, 1))
+    torn = write_run(d, "b-laser", [4.0], [(1, 2.0)], probes={1: [{**probe, "slope": "x"}]})
+    less = write_run(d, "c-laser", [4.0] * 2, [], probes={1: [probe], 2: [probe, probe]})
     run = write_run(d, "a-laser", [4.0], [(1, 2.0)])
     same_name = write_run(d + "/2", "a-laser", [4.0], [(1, 2.0)])
     table = [
@@ -276,6 +328,9 @@ def check_bad_input(d):
         ("one name twice", ["table", run, same_name], 2, "one name"),
         ("no log", ["table", d + "/none"], 3, "none"),
         ("nowhere to write", ["table", run, "--out", run + "/log.jsonl"], 4, "log.jsonl"),
+        ("no probe", ["attention", run], 3, "--probe-attention"),
+        ("a probe that is no number", ["gradients", torn], 3, "slope"),
+        ("layers that vanish", ["gradients", less], 3, "damaged"),
         ("no window", ["spikes", run, "--window", "1"], 2, "--window"),
     ]
     for what, arguments, want, said in table:
@@ -295,7 +350,7 @@ def main():
 
     for part in (check_t, check_power, check_spikes):
         part(S, np)
-    for part in (check_tables, check_grid, check_seeds, check_bad_input):
+    for part in (check_tables, check_grid, check_seeds, check_probes, check_bad_input):
         with tempfile.TemporaryDirectory() as directory:
             part(directory)
     with tempfile.TemporaryDirectory() as directory:

@@ -136,11 +136,11 @@ static void print_number(double mean, double sd) {
     printf("  %-19s", text);
 }
 
-static void print_paper(const Printed *p) {
+static void print_paper(const Printed *p, int width) {
     if (p->mean > 0)
         printf("  %.4f (%.4f)", p->mean, p->sd);
     else
-        printf("  %-15s", "-");
+        printf("  %-*s", width, "-");
 }
 
 static void print_table(const Bench *b) {
@@ -161,8 +161,8 @@ static void print_table(const Bench *b) {
             print_number(spread_mean(s), spread_sd(s));
             beyond = s->beyond > beyond ? s->beyond : beyond;
         }
-        print_paper(&paper_tpu[f]);
-        print_paper(&paper_a100[f]);
+        print_paper(&paper_tpu[f], 15);
+        print_paper(&paper_a100[f], 1);
         if (beyond) printf("  %" PRId64 " cases are not finite and left out", beyond);
         printf("\n");
     }

@@ -4,7 +4,8 @@
 #   numerics.sh PROGRAMS [bench_numerics option...]
 # PROGRAMS-laser and PROGRAMS-standard are folders with train_gpt and bench_numerics. Trains a small
 # model of the paper's shape of attention (8 heads of 256, 1024 tokens) with each attention, and
-# prints the error of attention's output in bfloat16 over validation text.
+# prints the error of attention's output in bfloat16 over validation text, after one step and at
+# the end.
 #     DATA=data/laptop    shards, as the first commands of scripts/laptop.sh make them
 #     RUNS=runs/numerics  keeps the models: the same command goes on after a stop
 #     STEPS=100           some minutes for each attention on 2 cores
@@ -26,13 +27,18 @@ if ! compgen -G "$DATA/shards_train_*.bin" >/dev/null; then
     exit 3
 fi
 
+train() { # ATTENTION NAME [OPTION...]
+    "$PROGRAMS-$1/train_gpt" --train "$DATA/shards_train_*.bin" --val "$DATA/shards_val_*.bin" \
+        --layers 2 --d-model 128 --d-ff 256 --heads 8 --head-dim 256 --seq-len 1024 --batch 1 \
+        --steps "$STEPS" --warmup 20 --lr 2e-3 --val-every 0 --val-tokens 16384 --save-every 50 \
+        --out "$RUNS/$2" "${@:3}"
+}
+
 for attention in standard laser; do
-    "$PROGRAMS-$attention/train_gpt" --train "$DATA/shards_train_*.bin" \
-        --val "$DATA/shards_val_*.bin" --layers 2 --d-model 128 --d-ff 256 --heads 8 \
-        --head-dim 256 --seq-len 1024 --batch 1 --steps "$STEPS" --warmup 20 --lr 2e-3 \
-        --val-every 0 --val-tokens 16384 --save-every 50 --out "$RUNS/$attention"
+    [ -e "$RUNS/$attention-start/checkpoints" ] || train $attention $attention-start --stop-after 1
+    train $attention $attention
 done
-for attention in standard laser; do
-    printf '\n== trained with %s attention\n' "$attention"
-    "$PROGRAMS-$attention/bench_numerics" "$RUNS/$attention" "$DATA/shards_val_*.bin" "$@"
+for run in standard-start standard laser-start laser; do
+    printf '\n== %s\n' "$run"
+    "$PROGRAMS-${run%-start}/bench_numerics" "$RUNS/$run" "$DATA/shards_val_*.bin" "$@" 2>&1
 done

@@ -1,7 +1,7 @@
 /* bench_numerics.c: the paper's experiment on numerical error (its appendix A.5): of the queries,
  * keys and values that a trained model computes on validation text, the error of attention's output
- * in bfloat16, for each form of attention. Rounding is simulated, so that any machine prints the
- * same table; what is rounded, dev/ref/rounded.h says.
+ * in bfloat16, for each form of attention. Rounding is simulated, in builds of any precision; what
+ * is rounded, dev/ref/rounded.h says.
  *
  *   bench_numerics CHECKPOINT SHARDS [--sequences N, 8] [option of the trainer...]
  * CHECKPOINT: or a run's directory, of the attention that is linked. Exit codes: the trainer's. */

@@ -4,7 +4,8 @@
 #
 #   scripts/laptop.sh [--seeds N] [--arms plain,diff] [--jobs N]
 #
-# Under two hours on 2 cores; the same command goes on after a stop. TEXT=path: your own text.
+# About 150 runs, each about a minute of one core; the same command goes on after a stop.
+# TEXT=path: your own text.
 # Runs, results.md and losses.json: RUNS (runs/laptop)
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -67,7 +67,8 @@ for tester in "$@"; do
 done
 for script in dev/test/*.sh dev/test/*.py; do
     case $(basename "$script") in
-        run.sh | system_*.py | tokenize_*.py) ;; # this; parts of system.py and check_tokenize.py
+        # this, and parts of system.py and check_tokenize.py
+        run.sh | system_*.py | tokenize_*.py | stop_at.py) ;;
         system.py) part count "$script" $python "$script" "${trainers[@]}" ;;
         check_tokenize.py) part count "$script" $python "$script" ;;
         check_formats.py) part count_one "$script" $python "$script" "$1" ;;

@@ -476,7 +476,8 @@ int main(int argc, char **argv) {
             argv[optind]);
     Results results = {0};
     for (int i = optind + 1; i < argc; i++)
-        (is_manifest_name(argv[i]) ? do_manifest : do_shard)(command, &o, argv[i], &results);
+        (is_manifest_name(argv[i]) ? do_manifest : do_shard)(
+            (Command)command, &o, argv[i], &results);
     if (command == COUNT) print_counts(&results.counts, "");
     if (fflush(stdout) != 0 || ferror(stdout))
         die(EXIT_IO, "cannot write to standard output: %s.", strerror(errno));

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -270,6 +271,9 @@ void test_files_change(Test *t) {
             EXPECT_EXIT(t, EXIT_INPUT, expected, serve_changing, &s);
             make_changing(t, &s, pattern);
             s.options.pattern = pattern;
-            EXPECT_EXIT(t, EXIT_INPUT, changes[i].says, serve_changing, &s);
+            const char *says = changes[i].says;
+            /* a thread may be cut off in the middle of a read: at another byte */
+            if (prefetch && strncmp(says, "byte ", 5) == 0) says = strchr(says, ':');
+            EXPECT_EXIT(t, EXIT_INPUT, says, serve_changing, &s);
         }
 }

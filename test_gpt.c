@@ -243,7 +243,7 @@ int main(int argc, char **argv) {
     const Wanted wanted = parse_arguments(argc, argv);
     const TestGroup groups[] = {test_config, test_data, test_encode, test_runs, test_oracle,
         test_rounded, test_ops, test_modifiers, test_products, test_attention, test_optim,
-        test_precision, test_start, test_torch, test_model, test_generate};
+        test_precision, test_start, test_torch, test_model, test_generate, test_watch};
     Totals totals = {0};
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
         run_group(groups[g], &wanted, &totals);

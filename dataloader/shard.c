@@ -356,6 +356,7 @@ void shard_verify(Shard *s, int32_t vocab) {
         read_piece(s, p, i);
         if (piece_largest(p, s->info.token_bytes) >= limit) bad_token(s, p, limit);
         crc = crc32c(crc, &p->tokens, (size_t)(p->count * s->info.token_bytes));
+        made_progress();
     }
     free(p);
     if (s->info.extended && crc != s->info.payload_crc)

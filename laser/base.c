@@ -10,25 +10,56 @@
 #include <time.h>
 #include <unistd.h>
 
+static const Reporter *reporter;
+
+void report_to(const Reporter *r) {
+    __atomic_store_n(&reporter, r, __ATOMIC_RELEASE);
+}
+
+static const Reporter *reports(void) {
+    return __atomic_load_n(&reporter, __ATOMIC_ACQUIRE);
+}
+
+void made_progress(void) {
+    const Reporter *r = reports();
+    if (r) r->progress(r->user);
+}
+
+/* Malloced; NULL when memory is out. */
+static char *message_text(const char *fmt, va_list args) {
+    char *text = NULL;
+    return vasprintf(&text, fmt, args) < 0 ? NULL : text;
+}
+
+static void print_message(const char *kind, const char *text) {
+    fflush(stdout);
+    fprintf(stderr, "%s: %s\n", kind, text);
+}
+
 void die(int code, const char *fmt, ...) {
+    const Reporter *r = reports();
     va_list args;
     va_start(args, fmt);
-    fflush(stdout);
-    fputs("error: ", stderr);
-    vfprintf(stderr, fmt, args);
-    fputc('\n', stderr);
+    char *text = message_text(fmt, args);
     va_end(args);
+    const char *shown = text ? text : fmt;
+    if (r) r->error(r->user, code, shown);
+    print_message("error", shown);
     exit(code);
 }
 
 void warn(const char *fmt, ...) {
+    const Reporter *r = reports();
     va_list args;
     va_start(args, fmt);
-    fflush(stdout);
-    fputs("warning: ", stderr);
-    vfprintf(stderr, fmt, args);
-    fputc('\n', stderr);
+    char *text = message_text(fmt, args);
     va_end(args);
+    const char *shown = text ? text : fmt;
+    if (r)
+        r->warning(r->user, shown);
+    else
+        print_message("warning", shown);
+    free(text);
 }
 
 void require_failed(const char *cond, const char *file, int line, const char *fmt, ...) {
@@ -227,7 +258,8 @@ bool file_crc32c(const char *path, uint32_t *crc) {
     if (!f) return false;
     char *chunk = (char *)xcalloc(CHUNK, 1);
     *crc = 0;
-    for (size_t n; (n = fread(chunk, 1, CHUNK, f)) > 0;) *crc = crc32c(*crc, chunk, n);
+    for (size_t n; (n = fread(chunk, 1, CHUNK, f)) > 0; made_progress())
+        *crc = crc32c(*crc, chunk, n);
     const bool whole = !ferror(f);
     fclose(f);
     free(chunk);

@@ -18,6 +18,7 @@ enum {
     EXIT_INPUT = 3,    /* an input file is missing, torn, corrupt or of the wrong kind */
     EXIT_IO = 4,       /* out of space, memory or descriptors; a write failed */
     EXIT_DIVERGED = 5, /* too many steps in a row were not finite */
+    EXIT_PROCESS = 6,  /* one of several processes was killed, hangs or holds other weights */
 };
 
 #if defined(__GNUC__)
@@ -32,6 +33,19 @@ enum {
  * where (file, byte, option), what was expected, and what to do. */
 void die(int code, const char *fmt, ...) PRINTF_LIKE(2, 3) NORETURN;
 void warn(const char *fmt, ...) PRINTF_LIKE(1, 2);
+
+/* Says that work goes on, from inside of what may take minutes. Costs next to nothing. */
+void made_progress(void);
+
+/* Where processes run as one, what becomes of errors, warnings and progress in each. Set once,
+ * before other threads begin, by who knows the other processes; r must live on. NULL: as alone. */
+typedef struct Reporter {
+    void *user;
+    void (*error)(void *user, int code, const char *message); /* does not return */
+    void (*warning)(void *user, const char *message);
+    void (*progress)(void *user);
+} Reporter;
+void report_to(const Reporter *r);
 
 /* For what only a programmer can cause: prints the condition, the values and file:line, and aborts.
  */

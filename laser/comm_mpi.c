@@ -4,16 +4,19 @@
 
 #include <mpi.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "laser/base.h"
+#include "laser/launch.h"
+#include "laser/watch.h"
 
 /* Counts of MPI calls are int: larger arrays go in pieces of this many elements. */
 enum { PIECE = 1 << 28 };
 
-static bool launched(void) {
-    return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE") || getenv("PMIX_RANK");
-}
+/* Until the options say otherwise: start-up may hang too. */
+static const double DEFAULT_TIMEOUT = 600;
 
 static bool active(void) {
     int started = 0, ended = 0;
@@ -22,38 +25,74 @@ static bool active(void) {
     return started && !ended;
 }
 
-/* die() exits through here: a rank that ends without MPI_Finalize takes the others with it, at
- * once. */
-static void abort_others(int status, void *unused) {
-    (void)unused;
-    if (active()) MPI_Abort(MPI_COMM_WORLD, status);
+static void abort_all(int code) {
+    if (active()) MPI_Abort(MPI_COMM_WORLD, code);
+}
+
+/* An exit() before comm_close: --help, which is said by all of them, or something that went wrong.
+ */
+static void end_early(int status, void *user) {
+    Comm c = {.watch = (struct Watch *)user};
+    if (!active()) return;
+    if (status) watch_fail(c.watch, status, "exited");
+    comm_close(&c);
+}
+
+static void open_watch(Comm *c) {
+    LinkInvitation invitation;
+    const bool first = c->rank == 0;
+    const int listener = first ? link_listen(&invitation, c->local_world == c->world) : -1;
+    MPI_Bcast(&invitation, (int)sizeof invitation, MPI_BYTE, 0, MPI_COMM_WORLD);
+    const WatchOptions o = {c->rank, c->world, DEFAULT_TIMEOUT, abort_all};
+    c->watch = watch_open(&o, &invitation, listener);
+    on_exit(end_early, c->watch);
+    if (!first && !freopen("/dev/null", "w", stdout))
+        die(EXIT_IO, "/dev/null cannot be opened for writing");
 }
 
 void comm_open(Comm *c, int *argc, char ***argv) {
-    c->rank = 0;
-    c->world = 1;
-    c->local_rank = 0;
-    c->local_world = 1;
-    if (!launched()) return;
+    *c = (Comm){.world = 1, .local_world = 1};
+    const Launch launch = launch_find();
+    if (!launch.mpi && launch.world > 1)
+        launch_refuse(&launch, "this program meets its other processes by MPI alone; start it by "
+                               "mpirun, or by srun --mpi=pmix");
+    if (!launch.mpi) return;
     int provided;
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm node;
     MPI_Comm_rank(MPI_COMM_WORLD, &c->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &c->world);
+    if (c->world == 1 && launch.world > 1)
+        launch_refuse(&launch,
+            "MPI sees only this one: the launcher is not of the MPI library that "
+            "this program is linked with (see ldd; mpirun --version). Take its "
+            "own mpirun, or srun --mpi=pmix");
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &node);
     MPI_Comm_rank(node, &c->local_rank);
     MPI_Comm_size(node, &c->local_world);
     MPI_Comm_free(&node);
-    on_exit(abort_others, NULL);
+    if (c->world > 1) open_watch(c);
 }
 
 void comm_close(Comm *c) {
-    (void)c;
-    if (active()) MPI_Finalize();
+    if (!active()) return;
+    watch_close(c->watch);
+    MPI_Finalize();
+}
+
+void comm_set_timeout(const Comm *c, double seconds) {
+    watch_set_timeout(c->watch, seconds);
+}
+
+void comm_at_step(const Comm *c, int64_t step) {
+    watch_at_step(c->watch, step);
 }
 
 void comm_barrier(const Comm *c) {
-    if (c->world > 1) MPI_Barrier(MPI_COMM_WORLD);
+    if (c->world == 1) return;
+    watch_enter(c->watch);
+    MPI_Barrier(MPI_COMM_WORLD);
+    watch_leave(c->watch);
 }
 
 const char *comm_name(void) {
@@ -63,10 +102,12 @@ const char *comm_name(void) {
 static void all_reduce(
     const Comm *c, char *x, size_t n, size_t elem, MPI_Datatype type, MPI_Op op) {
     if (c->world == 1) return;
+    watch_enter(c->watch);
     for (size_t i = 0; i < n; i += PIECE) {
         int count = (int)(n - i < PIECE ? n - i : PIECE);
         MPI_Allreduce(MPI_IN_PLACE, x + i * elem, count, type, op, MPI_COMM_WORLD);
     }
+    watch_leave(c->watch);
 }
 
 void comm_sum_float(const Comm *c, float *x, size_t n) {
@@ -83,8 +124,21 @@ void comm_max_int(const Comm *c, int *x, size_t n) {
 
 void comm_broadcast(const Comm *c, void *data, size_t bytes, int root) {
     if (c->world == 1) return;
+    watch_enter(c->watch);
     for (size_t i = 0; i < bytes; i += PIECE) {
         int count = (int)(bytes - i < PIECE ? bytes - i : PIECE);
         MPI_Bcast((char *)data + i, count, MPI_BYTE, root, MPI_COMM_WORLD);
     }
+    watch_leave(c->watch);
+}
+
+void comm_gather(const Comm *c, const void *mine, size_t bytes, void *all) {
+    if (c->world == 1) {
+        memcpy(all, mine, bytes);
+        return;
+    }
+    REQUIRE(bytes <= PIECE, "%zu bytes of each process", bytes);
+    watch_enter(c->watch);
+    MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD);
+    watch_leave(c->watch);
 }

@@ -18,9 +18,10 @@
 #include "laser/json.h"
 
 enum { LENGTH_BYTES = 8, MAX_DIMS = 4, ALIGNMENT = 8 };
-#define MAX_HEADER 100000000u        /* the Hugging Face library's limit */
-#define MAX_CHUNK ((size_t)1 << 22)  /* a write and its checksum: small enough to stay in cache */
-#define MAX_PREAD ((size_t)1 << 30)  /* Linux moves at most 2 GiB a call */
+#define MAX_HEADER 100000000u       /* the Hugging Face library's limit */
+#define MAX_CHUNK ((size_t)1 << 22) /* a write and its checksum: small enough to stay in cache */
+#define MAX_PREAD ((size_t)1 << 30) /* Linux moves at most 2 GiB a call */
+#define SYNC_BYTES ((uint64_t)1 << 30)
 #define MAX_EXACT 9007199254740991.0 /* 2^53 - 1: JSON numbers are doubles */
 
 static const struct {
@@ -54,9 +55,15 @@ static void output_put(Output *o, const void *data, size_t n) {
                 o->path, o->written, o->total, strerror(errno));
         }
         o->crc = crc32c(o->crc, p, (size_t)done);
+        /* not all at the end: with much memory that would be minutes in one call */
+        const uint64_t before = o->written / SYNC_BYTES;
         o->written += (uint64_t)done;
+        if (o->written / SYNC_BYTES != before && fdatasync(o->fd) != 0)
+            die(EXIT_IO, "%s: %" PRIu64 " bytes could not be brought to the disk: %s", o->path,
+                o->written, strerror(errno));
         p += done;
         n -= (size_t)done;
+        made_progress();
     }
 }
 
@@ -162,6 +169,7 @@ static void read_at(const StFile *f, void *dst, uint64_t offset, uint64_t n) {
         }
         if (done == 0)
             die(EXIT_INPUT, "%s: ends at byte %" PRIu64 " while being read", f->path, offset);
+        made_progress();
         p += done;
         offset += (uint64_t)done;
         n -= (uint64_t)done;

@@ -46,6 +46,7 @@ static double compute(Validation *v, int64_t first, int rows, int at) {
     Model *m = v->model;
     const int T = m->config.T;
     const size_t row = (size_t)T;
+    made_progress();
     loader_seek(v->data->val, first);
     for (size_t i = 0; i < (size_t)rows; i++)
         loader_next(v->data->val, v->inputs + i * row, v->targets + i * row);

@@ -39,6 +39,7 @@ const TestCase *test_start(int *count);
 const TestCase *test_model(int *count);
 const TestCase *test_generate(int *count);
 const TestCase *test_torch(int *count);
+const TestCase *test_watch(int *count);
 const TestCase *test_data(int *count);
 const TestCase *test_encode(int *count);
 const TestCase *test_runs(int *count);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "laser/agree.h"
 #include "laser/base.h"
 #include "laser/checkpoint.h"
 #include "laser/comm.h"
@@ -116,18 +117,11 @@ static void load_run(Trainer *t, const char *path) {
     free(saved);
 }
 
-/* Replicas that begin at different steps or read different data would train nothing sensible. */
-static void require_one_run(const Trainer *t) {
-    const uint64_t data = loader_info(t->data.train)->fingerprint;
-    int all[8] = {(int)t->state.step, (int)t->config.steps, (int)(data & 0x7fffffff),
-        (int)(data >> 33), 0, 0, 0, 0};
-    for (int i = 0; i < 4; i++) all[4 + i] = -all[i];
-    comm_max_int(&t->comm, all, 8);
-    for (int i = 0; i < 4; i++)
-        if (all[i] != -all[4 + i])
-            die(EXIT_INPUT,
-                "the processes do not see the same run: --train and --out must lie in a file "
-                "system that all of them share");
+static void agree_on_start(const Trainer *t) {
+    const AgreeRun run = {loader_info(t->data.train)->fingerprint,
+        t->data.val ? loader_info(t->data.val)->fingerprint : 0, t->state.step, t->config.steps};
+    agree_on_run(&t->comm, &run);
+    if (t->config.check_every) agree_on_weights(&t->comm, &t->model, t->state.step);
 }
 
 static void resume_or_init(Trainer *t) {
@@ -144,7 +138,7 @@ static void resume_or_init(Trainer *t) {
         model_init(&t->model, (uint64_t)c->seed);
         t->state.data_fingerprint = loader_info(t->data.train)->fingerprint;
     }
-    require_one_run(t);
+    agree_on_start(t);
     t->begun = t->state.step;
     loader_seek(t->data.train, t->begun);
 }
@@ -216,6 +210,7 @@ static void log_step(Trainer *t, const StepState *s, float lr, double seconds) {
 
 static void save(Trainer *t) {
     if (!t->checkpoints[0] || t->saved_step == t->state.step) return;
+    if (t->config.check_every) agree_on_weights(&t->comm, &t->model, t->state.step);
     if (t->comm.rank == 0) {
         checkpoint_save(
             t->checkpoints, &t->model, &t->optim, &t->state, t->config_json, (int)t->config.keep);
@@ -250,7 +245,7 @@ static void finish_step(Trainer *t) {
     const StepState s = optim_read_end(&t->optim, t->be, slot);
     const double now = now_seconds(), seconds = now - t->clock;
     t->clock = now;
-    t->state.step++;
+    comm_at_step(&t->comm, ++t->state.step);
     t->state.tokens += t->config.total_batch;
     t->state.train_seconds += seconds;
     log_step(t, &s, t->lr[slot], seconds);
@@ -277,6 +272,7 @@ static void begin_step(Trainer *t) {
         model_forward(&t->model, t->inputs, B, T);
         model_backward(&t->model, t->targets, B, T, grad_scale, i ? 1.0f : 0.0f, t->optim.state);
         finish_steps(t, STEPS_UNDER_WAY);
+        made_progress();
     }
     reduce_gradients(t);
     t->lr[slot] = t->adam.lr = (float)schedule_lr(&t->schedule, t->begun);
@@ -346,7 +342,7 @@ static int signalled(const Trainer *t) { /* agreed by all processes: each gets i
 }
 
 static bool every(int64_t step, int64_t period) {
-    return period && step % period == 0;
+    return period > 0 && step % period == 0;
 }
 
 /* Returns the exit status. */
@@ -364,11 +360,12 @@ static int run(Trainer *t) {
         const int64_t step = t->begun;
         const bool last = step == c->steps, val = last || every(step, c->val_every);
         const bool text = every(step, c->sample_every), due = every(step, c->save_every);
-        const bool look = every(step, c->probe_attention);
+        const bool look = every(step, c->probe_attention), compare = every(step, c->check_every);
         bool stop = c->stop_after && step - first >= c->stop_after;
         int number = signalled(t);
-        if (!val && !text && !due && !look && !stop && !number) continue;
+        if (!val && !text && !due && !look && !compare && !stop && !number) continue;
         finish_steps(t, 0);
+        if (compare) agree_on_weights(&t->comm, &t->model, step);
         if (look) probe(t);
         if (val) validate(t);
         if (text) sample(t);
@@ -406,6 +403,8 @@ int main(int argc, char **argv) {
     memset(&t, 0, sizeof t);
     comm_open(&t.comm, &argc, &argv);
     config_parse(&t.config, argc, argv);
+    comm_set_timeout(&t.comm, (double)t.config.timeout);
+    agree_on_options(&t.comm, &t.config);
     if (t.config.plan) {
         ModelConfig shape = config_model(&t.config, 0);
         const BackendOptions options = config_backend(&t.config, t.comm.local_rank);

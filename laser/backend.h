@@ -252,6 +252,13 @@ void op_classifier_train(Backend *be, float *losses, act_t *dx /* (N, C) */,
 void op_classifier_logits(
     Backend *be, float *logits /* (N, V) */, const act_t *x, const ClassifierArgs *a);
 
+/* ---- checksum ---- */
+
+/* *sum (in backend memory) = of the bits of x, modulo 2^64, of splitmix64's finalizer of
+ * bits(x[i]) xor i * 0x9e3779b97f4a7c15: the same in any order of summing, so on every machine.
+ * Any change of one element changes it; any other but for one chance in 2^64. */
+void op_checksum(Backend *be, uint64_t *sum /* (1) */, const float *x, size_t n);
+
 /* ---- optimizer ---- */
 
 /* Lives in backend memory, one per training run, so that a GPU decides alone whether a step is

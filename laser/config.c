@@ -345,7 +345,8 @@ void config_help(FILE *out) {
             p[i].F, p[i].H, p[i].HD, v, p[i].T);
     }
     fprintf(out,
-        "\nExit codes: 2 usage, 3 bad input file, 4 out of space or I/O, 5 training diverged.\n");
+        "\nExit codes: 2 usage, 3 bad input file, 4 out of space or I/O, 5 training diverged,\n"
+        "6 one of several processes was killed, hangs or holds other weights.\n");
 }
 
 ModelConfig config_model(const Config *c, int32_t vocab) {

@@ -36,6 +36,7 @@ typedef struct ModelConfig {
 
 /* What a difference from the saved run means on resume. */
 typedef enum ResumeRule {
+    LOCAL, /* may change, and may differ between the processes of a run */
     FREE,  /* may change: where and how to run, not what is trained */
     NOTED, /* may change, but the run is no longer the one that was started: said and logged */
     FIXED, /* refused */
@@ -52,9 +53,9 @@ enum { AUTO = -1 };
 
 #define CONFIG_TABLE(GROUP, TEXT, INT, REAL, FLAG, ENUM)                                           \
     GROUP("Data")                                                                                  \
-    TEXT(train, "train", "", FREE, "GLOB", "training shards")                                      \
-    TEXT(val, "val", "", FREE, "GLOB", "validation shards (none: no validation)")                  \
-    TEXT(tokenizer, "tokenizer", "", FREE, "FILE",                                                 \
+    TEXT(train, "train", "", LOCAL, "GLOB", "training shards")                                     \
+    TEXT(val, "val", "", LOCAL, "GLOB", "validation shards (none: no validation)")                 \
+    TEXT(tokenizer, "tokenizer", "", LOCAL, "FILE",                                                \
         "vocabulary for samples (default: tokenizer.bin beside the shards)")                       \
     INT(seq_len, "seq-len", AUTO, 1, 1 << 20, FIXED,                                               \
         "T, tokens in a sequence (default: the preset's)")                                         \
@@ -89,7 +90,7 @@ enum { AUTO = -1 };
         "differential attention: two maps a head, each from half of its channels")                 \
     FLAG(diff_plain, "diff-plain", 0, FIXED, "the same without norm and factor on the difference") \
     REAL(logit_cap, "logit-cap", AUTO, 0, 1e6, FIXED, "soft cap on output logits; 0: off")         \
-    ENUM(recompute, "recompute", "none", "none|light|block", FREE,                                 \
+    ENUM(recompute, "recompute", "none", "none|light|block", LOCAL,                                \
         "activations computed again in the backward pass: norms and MLP activation | whole "       \
         "blocks")                                                                                  \
     GROUP("Optimizer")                                                                             \
@@ -129,6 +130,9 @@ enum { AUTO = -1 };
         "continue the run in DIR, or from a checkpoint")                                           \
     INT(stop_after, "stop-after", 0, 0, (int64_t)1 << 40, FREE,                                    \
         "save and stop after this many steps of this call; 0: off")                                \
+    INT(check_every, "check-every", AUTO, 0, (int64_t)1 << 40, FREE,                               \
+        "steps between comparisons of the weights of all processes; 0: never (default: at the "    \
+        "start and before each checkpoint)")                                                       \
     INT(probe_attention, "probe-attention", 0, 0, (int64_t)1 << 40, FREE,                          \
         "steps between looks at attention: probabilities, Jacobian, gradients of its "             \
         "projections; 0: never")                                                                   \
@@ -142,21 +146,23 @@ enum { AUTO = -1 };
         "divides the logits; 0: always the most probable token")                                   \
     INT(top_k, "top-k", 0, 0, INT32_MAX, FREE, "draw from the K most probable tokens; 0: all")     \
     GROUP("Machine")                                                                               \
-    INT(threads, "threads", 0, 0, 4096, FREE, "CPU threads; 0: one per core")                      \
-    ENUM(attn_core, "attn-core", "auto", "auto|gemm|cudnn", FREE,                                  \
+    INT(threads, "threads", 0, 0, 4096, LOCAL, "CPU threads; 0: one per core")                     \
+    ENUM(attn_core, "attn-core", "auto", "auto|gemm|cudnn", LOCAL,                                 \
         "how attention is computed (GPU only)")                                                    \
     FLAG(tf32, "tf32", 0, NOTED, "fp32 matrix products in TF32 (GPU only)")                        \
-    FLAG(tune, "tune", 1, FREE,                                                                    \
+    FLAG(tune, "tune", 1, LOCAL,                                                                   \
         "time the library's matrix products and take the fastest; off: the same bits at every "    \
         "start (GPU only)")                                                                        \
-    TEXT(tune_cache, "tune-cache", "", FREE, "FILE|none",                                          \
+    TEXT(tune_cache, "tune-cache", "", LOCAL, "FILE|none",                                         \
         "keeps what was timed (default: a file in the user's cache directory; GPU only)")          \
-    FLAG(prefetch, "prefetch", 1, FREE, "a thread prepares the next batch")                        \
-    FLAG(verify_data, "verify-data", AUTO, FREE,                                                   \
+    INT(timeout, "timeout", 600, 0, 1 << 30, LOCAL,                                                \
+        "seconds without progress that end a run of several processes; 0: never")                  \
+    FLAG(prefetch, "prefetch", 1, LOCAL, "a thread prepares the next batch")                       \
+    FLAG(verify_data, "verify-data", AUTO, LOCAL,                                                  \
         "read all shards and compare their checksums before training (default: where they have "   \
         "less than 1 GB)")                                                                         \
     FLAG(plan, "plan", 0, FREE, "print parameters, memory, disk and FLOPs, and exit")              \
-    FLAG(quiet, "quiet", 0, FREE, "no progress lines")
+    FLAG(quiet, "quiet", 0, LOCAL, "no progress lines")
 
 typedef struct Config {
 #define NO_FIELD(title)

@@ -13,7 +13,9 @@ from system_kit import (
     crc32c,
     flip_byte,
     largest_difference,
+    linked,
     log_lines,
+    mpirun,
     newest,
     read,
     records,
@@ -37,11 +39,6 @@ ROUNDED = dict(
 )
 WEIGHT_BOUND = STEPS * LR / EPS * 128 * 2**-24
 LOSS_BOUND, NORM_BOUND = 2**-20, 128 * 2**-24
-
-
-def linked(t):
-    """The libraries of the trainer."""
-    return subprocess.run(["ldd", t.trainer], capture_output=True, text=True).stdout
 
 
 def check_rounding(a, b):
@@ -197,20 +194,6 @@ def different(t):
 
 
 # ---- several processes -------------------------------------------------------------------------
-
-
-def mpirun(t):
-    """The words before the program; skips where several processes cannot be had."""
-    if "libmpi" not in linked(t):
-        raise Skip("this trainer was built with MPI=0")
-    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
-    try:
-        tried = t.call([*command, "-np", "2", "true"])
-    except FileNotFoundError:
-        raise Skip("mpirun is not installed") from None
-    if tried.code:
-        raise Skip(f"mpirun does not work here: {tried.err.strip()[:300]}")
-    return command
 
 
 @test("processes: 2 train the same as 1 within rounding", each=True)

@@ -15,7 +15,7 @@ import time
 
 import stop_at
 
-USAGE, INPUT, IO, DIVERGED = 2, 3, 4, 5
+USAGE, INPUT, IO, DIVERGED, PROCESS = 2, 3, 4, 5, 6
 TESTS = []
 
 # A model and a batch whose sizes divide nothing of each other; two micro-steps a step. The
@@ -340,6 +340,25 @@ class Context:
                 process.kill()
                 process.communicate()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def linked(t):
+    """The libraries of the trainer."""
+    return subprocess.run(["ldd", t.trainer], capture_output=True, text=True).stdout
+
+
+def mpirun(t):
+    """The words before the program; skips where several processes cannot be had."""
+    if "libmpi" not in linked(t):
+        raise Skip("this trainer was built with MPI=0")
+    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
+    try:
+        tried = t.call([*command, "-np", "2", "true"])
+    except FileNotFoundError:
+        raise Skip("mpirun is not installed") from None
+    if tried.code:
+        raise Skip(f"mpirun does not work here: {tried.err.strip()[:300]}")
+    return command
 
 
 def logged(out, kind):

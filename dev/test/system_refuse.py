@@ -269,6 +269,8 @@ FREE = dict(
     prompt_ids="1",
     sample_temperature=0.5,
     top_k=4,
+    check_every=3,
+    timeout=60,
 )
 
 

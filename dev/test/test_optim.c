@@ -2,6 +2,7 @@
  * the oracle, and what does not wait; updates are in test_adam.c and test_adam_steps.c. Knows the
  * seam alone. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "dev/ref/ops_ref.h"
@@ -162,6 +163,59 @@ static void sends_keep_their_place(Test *t) {
     bench_close(&b);
 }
 
+/* ---- checksum -------------------------------------------------------------------------------- */
+
+/* As backend.h has it, written again. */
+static uint64_t checksum(const float *x, size_t n) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        uint64_t z = bits ^ i * 0x9e3779b97f4a7c15u;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        sum += z ^ z >> 31;
+    }
+    return sum;
+}
+
+static uint64_t device_checksum(Bench *b, const float *x, size_t n) {
+    uint64_t sum = 1, *out = backend_alloc(b->be, sizeof sum);
+    op_checksum(b->be, out, x, n);
+    backend_download(b->be, &sum, out, sizeof sum);
+    backend_free(b->be, out);
+    return sum;
+}
+
+/* Changes that a sum of values, or of bits, would not see. */
+static void checksums(Test *t) {
+    const size_t sizes[] = {1, 255, 256, 257, 300001};
+    for (int i = 0; i < COUNT(sizes); i++) {
+        const size_t n = sizes[i], last = n - 1;
+        Bench b;
+        bench_open(&b, t, "checksum", &limits, 1 + i);
+        Tensor *x = bench_random(&b, TENSOR_FLOAT, n, 3, 1);
+        float *host = xcalloc(n, sizeof *host), swap;
+        backend_download(b.be, host, tensor_float(x), n * sizeof *host);
+        const uint64_t want = checksum(host, n);
+        CHECK(t, device_checksum(&b, tensor_float(x), n) == want, "n %zu: another sum", n);
+        CHECK(t, device_checksum(&b, tensor_float(x), n) == want, "n %zu: not the same again", n);
+        for (int change = 0; change < 3; change++) {
+            float *other = xcalloc(n, sizeof *other);
+            memcpy(other, host, n * sizeof *other);
+            if (change == 0) other[last] = -other[last];
+            if (change == 1) swap = other[0], other[0] = other[last], other[last] = swap;
+            if (change == 2) other[last] = nextafterf(other[last], 9);
+            backend_upload(b.be, tensor_float(x), other, n * sizeof *other);
+            CHECK(t, (change == 1 && n == 1) || device_checksum(&b, tensor_float(x), n) != want,
+                "n %zu: change %d is not seen", n, change);
+            free(other);
+        }
+        free(host);
+        bench_close(&b);
+    }
+}
+
 const TestCase *test_optim(int *count) {
     static const TestCase cases[] = {
         {"optim: loss sum and gradient norm equal the oracle", sums_equal},
@@ -177,6 +231,7 @@ const TestCase *test_optim(int *count) {
         {"optim: parameters without gradient do not move at eps 1e-24", test_adam_no_gradient},
         {"optim: after an update of a weight that is not finite no step is applied",
             test_adam_bad_weights},
+        {"optim: the checksum is as documented and sees every change of one element", checksums},
         {"optim: ten steps of AdamW and LAMB equal numpy's, planted errors are found",
             test_adam_ten_steps},
         {"optim: clipping and trust ratios are per tensor and layer of the model",

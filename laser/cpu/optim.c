@@ -58,6 +58,24 @@ void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n) {
     for (int i = 0; i < CPU_SUM_CUTS; i++) s->grad_sumsq += be->sum_partials[i];
 }
 
+static uint64_t mixed(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+}
+
+void op_checksum(Backend *be, uint64_t *sum, const float *x, size_t n) {
+    (void)be;
+    uint64_t total = 0;
+#pragma omp parallel for reduction(+ : total)
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        total += mixed(bits ^ (uint64_t)i * 0x9e3779b97f4a7c15);
+    }
+    *sum = total;
+}
+
 void op_step_decide(Backend *be, StepState *s) {
     (void)be;
     s->skipped = s->bad_weights || !isfinite(s->loss_sum) || !isfinite(s->grad_sumsq);

@@ -66,6 +66,43 @@ void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n) {
     LAUNCH(square_total_kernel, 1, ONE_BLOCK, 0, be->stream, s, (const double *)be->sums, cuts);
 }
 
+__device__ static uint64_t mixed(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+}
+
+/* sums[block] = of the elements that this thread's block takes in turns; whole numbers, so in any
+ * order. Bytes per element: a float. */
+__global__ static void checksum_cuts_kernel(uint64_t *sums, const float *x, int64_t n) {
+    SHARED_ARRAY(uint64_t, shared, THREADS);
+    uint64_t sum = 0;
+#pragma unroll 4
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + (int)threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * THREADS)
+        sum += mixed(__float_as_uint(x[i]) ^ (uint64_t)i * 0x9e3779b97f4a7c15);
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int k = 1; k < THREADS; k++) sum += shared[k];
+    sums[blockIdx.x] = sum;
+}
+
+__global__ static void checksum_total_kernel(uint64_t *sum, const uint64_t *sums, int cuts) {
+    uint64_t total = 0;
+    for (int i = 0; i < cuts; i++) total += sums[i];
+    *sum = total;
+}
+
+void op_checksum(Backend *be, uint64_t *sum, const float *x, size_t n) {
+    require_scratch(be);
+    static_assert(sizeof(uint64_t) == sizeof *be->sums, "they share the scratch");
+    const int all = ceil_div((int64_t)n, THREADS), cuts = all < SUM_CUTS ? all : SUM_CUTS;
+    uint64_t *sums = (uint64_t *)be->sums;
+    LAUNCH(checksum_cuts_kernel, cuts, THREADS, 0, be->stream, sums, x, (int64_t)n);
+    LAUNCH(checksum_total_kernel, 1, 1, 0, be->stream, sum, (const uint64_t *)sums, cuts);
+}
+
 __global__ static void step_decide_kernel(StepState *s) {
     s->skipped = s->bad_weights || !isfinite(s->loss_sum) || !isfinite(s->grad_sumsq);
     s->updates += !s->skipped;

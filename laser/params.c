@@ -212,6 +212,7 @@ void model_init(Model *m, uint64_t seed) {
     float *host = (float *)xcalloc(largest_tensor(m), sizeof *host);
     for (int i = 0; i < m->table.count; i++) {
         const ParamInfo *p = &m->table.rows[i];
+        made_progress();
         init_tensor(&m->config, p, seed, host);
         backend_upload(m->be, m->master + p->offset, host, p->count * sizeof *host);
         if (!params_are_master(m)) backend_upload_act(m->be, m->params + p->offset, host, p->count);

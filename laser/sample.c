@@ -64,6 +64,7 @@ int32_t sample_next(Model *m, const int32_t *tokens, int from, int count, const 
 int sample_tokens(
     Model *m, int32_t *tokens, int count, int most, int32_t eos, const SampleRule *r) {
     for (int from = 0; count < most; from = count++) {
+        made_progress();
         tokens[count] = sample_next(m, tokens, from, count, r);
         if (tokens[count] == eos) break;
     }

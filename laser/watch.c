@@ -376,7 +376,9 @@ static void listen_to_first(Watch *w) {
     LinkMessage m;
     char text[LINK_TEXT];
     Peer *p = &w->peers[0];
-    if (!link_receive(p->fd, &m, text))
+    const bool there = link_receive(p->fd, &m, text);
+    if (!there && atomic_load(&w->closing)) return;
+    if (!there)
         outlive_first(w, "ended without a word: killed, perhaps for want of memory");
     p->heard = w->clock;
     memcpy(p->facts, m.facts, sizeof p->facts);
@@ -471,10 +473,10 @@ void watch_close(Watch *w) {
     const LinkMessage m = message(w, BYE, 0);
     const uint64_t one = 1;
     watch_enter(w);
+    atomic_store(&w->closing, true); /* first: rank 0 may be gone as soon as it has the message */
     pthread_mutex_lock(&w->lock);
     if (!is_first(w)) send_to(&w->peers[0], &m, NULL);
     pthread_mutex_unlock(&w->lock);
-    atomic_store(&w->closing, true);
     if (write(w->wake, &one, sizeof one) < 0) warn("the watching thread cannot be woken");
     pthread_join(w->thread, NULL);
     report_to(NULL);

@@ -22,7 +22,7 @@ from system_kit import (
     mpirun,
     newest,
     read,
-    said,
+    records,
     same,
     shard_bytes,
     test,
@@ -32,10 +32,10 @@ from system_kit import (
 )
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Steps for longer than any test looks at them
 SHARED = dict(batch=2, total_batch=192)  # what 1, 2 and 3 processes can divide
+# Steps for longer than any test looks at them
 LONG = dict(steps=1000000, save_every=20, val_every=0, schedule="constant")
-HANG_SECONDS = 3  # what --timeout gets; a step takes milliseconds
+HANG_SECONDS = 3  # what --timeout gets, times t.patience; a step takes milliseconds
 ERROR = re.compile(r"^error: ", re.M)
 
 
@@ -232,7 +232,9 @@ def fault(t):
 
 
 def broken(t, changes, how, rank=1, n=2):
-    env = ["-x", f"LD_PRELOAD={fault(t)}", "-x", how]
+    # AddressSanitizer wants to be the first library of a program
+    sanitizer = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
+    env = ["-x", f"LD_PRELOAD={fault(t)}", "-x", how, "-x", f"ASAN_OPTIONS={sanitizer}"]
     parts = [[*(env if r == rank else []), *part(t, changes)] for r in range(n)]
     return parts
 
@@ -268,23 +270,17 @@ def ends(t, process, seconds, *says):
 
 @test("processes: one that is stopped ends the run after --timeout, and is named")
 def stopped(t):
-    process = training(t, n=3, timeout=HANG_SECONDS)
+    limit = HANG_SECONDS * t.patience
+    process = training(t, n=3, timeout=limit)
     os.kill(rank_pid(process, 1), signal.SIGSTOP)
-    ends(
-        t,
-        process,
-        HANG_SECONDS + 15,
-        f"no progress for {HANG_SECONDS} s (--timeout)",
-        "rank 1 on",
-        "stopped",
-        "did not come where the other 2 wait",
-    )
+    says = ["rank 1 on", "stopped", "did not come where the other 2 wait"]
+    ends(t, process, HANG_SECONDS + 15, f"no progress for {limit} s (--timeout)", *says)
     goes_on(t, 3)
 
 
 @test("processes: rank 0, stopped, ends the run after --timeout too")
 def first_stopped(t):
-    process = training(t, n=2, timeout=HANG_SECONDS)
+    process = training(t, n=2, timeout=HANG_SECONDS * t.patience)
     os.kill(rank_pid(process, 0), signal.SIGSTOP)
     ends(t, process, 2 * HANG_SECONDS + 15, "rank 0 on", "stopped", "--timeout")
     goes_on(t)
@@ -292,7 +288,7 @@ def first_stopped(t):
 
 @test("processes: one that lives but hangs in its work, or in a sum, ends the run after --timeout")
 def hangs(t):
-    changes = dict(LONG, out="run", timeout=HANG_SECONDS, save_every=2)
+    changes = dict(LONG, out="run", timeout=HANG_SECONDS * t.patience, save_every=2)
     process = start(t, broken(t, changes, "WORK_HANGS=4", rank=2, n=3))
     ends(t, process, 60, "rank 2 on", "alive, after step", "did not come where the other 2 wait")
     goes_on(t, 3)
@@ -302,9 +298,10 @@ def hangs(t):
 
 @test("processes: --timeout is no limit for what goes on, and 0 is for ever")
 def slow(t):
-    process = training(t, n=2, timeout=1)
+    limit = HANG_SECONDS * t.patience
+    process = training(t, n=2, timeout=limit)
     steps = logged(t.path("run"), "train")
-    time.sleep(3)
+    time.sleep(limit + 1)
     check(process.poll() is None, "a run that trains was ended")
     check(logged(t.path("run"), "train") > steps, "it does not train")
     process.terminate()
@@ -312,7 +309,7 @@ def slow(t):
     process = training(t, n=2, timeout=0)
     pid = rank_pid(process, 1)
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(HANG_SECONDS + 3)
     check(process.poll() is None, "a run with --timeout 0 was ended")
     os.kill(pid, signal.SIGCONT)
     process.terminate()
@@ -326,6 +323,19 @@ def killed(t):
         os.kill(rank_pid(process, rank), signal.SIGKILL)
         ends(t, process, 15, f"rank {rank} on", "ended without a word", "goes on from the newest")
         goes_on(t)
+
+
+@test("processes: SIGUSR1 to mpirun stops all after the same step, with a checkpoint")
+def asked_to_stop(t):
+    process = training(t, n=2)
+    for _ in range(2):
+        process.send_signal(signal.SIGUSR1)
+    code, err = t.wait(process)
+    same(code, 128 + signal.SIGUSR1, f"exit code ({err})")
+    same(len(ERROR.findall(err)), 0, f"errors in what was said: {err}")
+    last = records(t.path("run"), "train")[-1]["step"]
+    same(os.path.basename(newest(t.path("run"))), f"step_{last:08d}", "checkpoint")
+    goes_on(t)
 
 
 @test("processes: a full disk at rank 0 ends all with exit code 4; the checkpoint before goes on")

@@ -192,12 +192,32 @@ static void strangers(Test *t) {
     close(listener);
 }
 
+/* As between machines: by the addresses that lead out of this one. */
+static void other_machines(Test *t) {
+    LinkInvitation invitation;
+    const int listener = link_listen(&invitation, false);
+    const int out = invitation.addresses[0] ? link_connect(&invitation) : -1;
+    close(listener);
+    if (!invitation.addresses[0]) SKIP(t, "this machine has no address but its own");
+    CHECK(t, out >= 0, "no connection to %s, port %d", invitation.addresses, invitation.port);
+    close(out);
+    setenv("MASTER_ADDR", "127.0.0.1", 1);
+    const int named = link_listen(&invitation, false);
+    unsetenv("MASTER_ADDR");
+    CHECK_STR(t, invitation.addresses, "127.0.0.1");
+    const int again = link_connect(&invitation);
+    CHECK(t, again >= 0, "no connection to MASTER_ADDR");
+    close(again);
+    close(named);
+}
+
 const TestCase *test_watch(int *count) {
     static const TestCase cases[] = {
         {"watch: what several processes warn of is said once", warnings_once},
         {"watch: an error in one process, or in all, is said once and ends all", error_ends_all},
         {"watch: a process that is killed is named and ends all", loss_ends_all},
         {"watch: one that does not come ends all, one that works does not", hangs_end},
+        {"watch: rank 0 is reached by its addresses, or by MASTER_ADDR alone", other_machines},
         {"watch: a stranger at the port is not listened to", strangers},
     };
     return TEST_TABLE(cases, count);

@@ -2,7 +2,7 @@
 # laptop.sh: the paper's comparisons at the size of a laptop: standard attention against LASER,
 # plain and with each modifier, with AdamW and LAMB, on text and on a recall task.
 #
-#   scripts/laptop.sh [--seeds N] [--arms plain,diff] [--jobs N]
+#   scripts/laptop.sh [--seeds N] [--arms plain,diff] [--jobs N] [--steps N]
 #
 # About 150 runs, each about a minute of one core; the same command goes on after a stop.
 # TEXT=path: your own text.

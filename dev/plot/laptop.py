@@ -57,6 +57,8 @@ class Arm:
         self.options, self.data, self.name, self.attention = options, data, name, attention
         flags, adamw, lamb = DATA[data]
         self.flags = MODEL + flags + ARMS[name]
+        if options.steps:
+            self.flags += ["--steps", str(options.steps), "--warmup", "1"]
         self.rates = list(lamb if name == "lamb" else adamw)
         self.loss = {}  # (rate, seed) -> final validation loss, inf where it diverged
 
@@ -172,6 +174,7 @@ def parse():
                         help=f"shards of {' or '.join(DATA)}; may be given for each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--seeds", type=int, default=3, help="reported seeds for each arm")
+    parser.add_argument("--steps", type=int, help="of a run, to try the script (0: its own)")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {','.join(ARMS)}")
     options = parser.parse_args()
     options.data = dict(item.split("=", 1) for item in options.data if "=" in item)

@@ -74,9 +74,11 @@ static void check_parts(Test *t, const ModelConfig *c, float factor) {
             "parts %d, %d, ...: logits differ by %g", plans[p][0], plans[p][1], off);
         free(got);
     }
-    float *wrong = logits_in_parts(&r, tokens, plans[0], true);
-    CHECK(t, rig_difference(wrong, want, n) > 2 * tol, "a position too low passes: %g",
-        rig_difference(wrong, want, n));
+    const int half[] = {c->T / 3, c->T, 0};
+    const size_t seen = product(c->T / 3, c->V);
+    float *wrong = logits_in_parts(&r, tokens, half, true);
+    const double off = rig_difference(wrong + seen, want + seen, n - seen);
+    CHECK(t, off > 1.5 * tol, "a position too low passes: %g, %g allowed", off, tol);
     free(wrong), free(want), free(tokens);
     rig_close(&r);
 }

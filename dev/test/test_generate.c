@@ -191,7 +191,7 @@ static void probe_slopes(Test *t) {
     CHECK_NEAR(t, two.jacobian, 0.5, 1e-15);
 }
 
-/* The probabilities of the probe are those that the forward pass used: their output is its. */
+/* Every head and both maps are counted, and the gradient norms are those of their thirds. */
 static void probe_sees_the_model(Test *t) {
     const ModelConfig c = rig_variant(3);
     int32_t *tokens = random_tokens(c.T, c.V, 1);

@@ -192,6 +192,11 @@ void file_write_atomic(const char *path, const void *data, size_t size) {
     fsync_path(dir);
 }
 
+/* A remainder is a polynomial over GF(2), x^0 in its highest bit; this is it times x. */
+static uint32_t crc32c_times_x(uint32_t r) {
+    return (r >> 1) ^ (0x82f63b78u & (0u - (r & 1u)));
+}
+
 #if defined(__SSE4_2__)
 /* The processor has an instruction for just this polynomial. */
 static uint64_t crc32c_words(uint64_t r, const unsigned char *p, size_t words) {
@@ -208,7 +213,7 @@ static uint32_t crc32c_byte(uint32_t r, unsigned char byte) {
 #else
 static uint32_t crc32c_byte(uint32_t r, unsigned char byte) {
     r ^= byte;
-    for (int k = 0; k < 8; k++) r = (r >> 1) ^ (0x82f63b78u & (0u - (r & 1u)));
+    for (int k = 0; k < 8; k++) r = crc32c_times_x(r);
     return r;
 }
 
@@ -250,6 +255,22 @@ uint32_t crc32c(uint32_t crc, const void *data, size_t size) {
     uint32_t r = (uint32_t)crc32c_words(~crc, p, size / 8);
     for (p += size / 8 * 8, size %= 8; size > 0; size--, p++) r = crc32c_byte(r, *p);
     return ~r;
+}
+
+static uint32_t crc32c_product(uint32_t a, uint32_t b) {
+    uint32_t sum = 0;
+    for (uint32_t term = 1u << 31; term; term >>= 1, b = crc32c_times_x(b))
+        if (a & term) sum ^= b;
+    return sum;
+}
+
+/* b's bytes move a's remainder up by x^8 each, and what both checksums have inverted at their ends
+ * cancels. The power comes by squaring, so that terabytes take as long as bytes. */
+uint32_t crc32c_combine(uint32_t a, uint32_t b, uint64_t b_size) {
+    uint32_t power = 1u << (31 - 8); /* of one byte, two, four, ... */
+    for (; b_size; b_size >>= 1, power = crc32c_product(power, power))
+        if (b_size & 1) a = crc32c_product(a, power);
+    return a ^ b;
 }
 
 bool file_crc32c(const char *path, uint32_t *crc) {

@@ -79,6 +79,8 @@ void fsync_path(const char *path); /* file or directory */
 /* CRC32C (Castagnoli), as in iSCSI, RFC 3720: crc32c(0, "123456789", 9) == 0xe3069283. Chainable:
  * crc32c(crc32c(0, a), b) is the checksum of a followed by b. */
 uint32_t crc32c(uint32_t crc, const void *data, size_t size);
+/* The same of a and b from their checksums and b's size, of what nobody has in one piece. */
+uint32_t crc32c_combine(uint32_t a, uint32_t b, uint64_t b_size);
 bool file_crc32c(const char *path, uint32_t *crc); /* false: the file cannot be read */
 
 double now_seconds(void);  /* monotonic */

@@ -265,6 +265,34 @@ static void crc_vectors(Test *t) {
     CHECK_INT(t, crc32c(crc32c(0, block, 13), block + 13, 19), 0x46dd794eu);
 }
 
+/* Joined checksums are those of the whole, for every cut. Of sizes that nobody computes directly:
+ * the polynomial is x + 1 times one that is irreducible of degree 31, so that x^(2^31 - 1) is 1. */
+static void crc_combine(Test *t) {
+    enum { SIZE = 333, SHORT = 512 };
+    static const unsigned char zeros[SHORT];
+    const uint64_t period = ((uint64_t)1 << 31) - 1;
+    unsigned char data[SIZE];
+    for (int i = 0; i < SIZE; i++) data[i] = (unsigned char)(i * 151 >> 3);
+    const uint32_t whole = crc32c(0, data, SIZE);
+    for (size_t cut = 0; cut <= SIZE; cut++) {
+        const uint32_t a = crc32c(0, data, cut), b = crc32c(0, data + cut, SIZE - cut);
+        CHECK_INT(t, crc32c_combine(a, b, SIZE - cut), whole);
+        const bool cut_shows = crc32c_combine(a, b, SIZE - cut + 1) != whole;
+        CHECK(t, cut_shows || cut == 0, "cut at %zu: one byte more goes unnoticed", cut);
+    }
+    const uint32_t nothing = crc32c(0, zeros, SHORT), after = crc32c(whole, zeros, SHORT);
+    CHECK_INT(t, crc32c_combine(whole, nothing, SHORT), after);
+    for (uint64_t turns = 1; turns < 9000; turns = turns * 2 + 1)
+        CHECK_INT(t, crc32c_combine(whole, nothing, SHORT + turns * period), after);
+    /* 8 x 2^40 = 2^43 is 2^12 = 8 x 512 in the exponent */
+    CHECK_INT(t, crc32c_combine(whole, nothing, (uint64_t)1 << 40), after);
+    const uint64_t sizes[] = {1, period + 1, ((uint64_t)1 << 32) + 5, ((uint64_t)1 << 45) + 12345};
+    for (int i = 0; i < 4; i++) /* added up, in either order */
+        for (int j = 0; j < 4; j++)
+            CHECK_INT(t, crc32c_combine(crc32c_combine(whole, 0, sizes[i]), 0, sizes[j]),
+                crc32c_combine(whole, 0, sizes[i] + sizes[j]));
+}
+
 /* What each modifier adds to a model of 301M's shape, whose heads are 8 x 128; FLOPs of the scores
  * and of the values are as many, and two maps weigh the values twice. */
 static void modifiers_count(Test *t) {
@@ -337,6 +365,7 @@ const TestCase *test_config(int *count) {
         {"rng: normal numbers have the moments of a normal", normal_moments},
         {"rng: a permutation of any n takes every value once", permutations},
         {"base: CRC32C gives RFC 3720's numbers", crc_vectors},
+        {"base: checksums of parts give that of the whole, of any size", crc_combine},
     };
     return TEST_TABLE(cases, count);
 }

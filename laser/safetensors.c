@@ -1,7 +1,7 @@
-/* safetensors.c: see safetensors.h. Writing streams tensor after tensor through one buffer; reading
- * checks the whole header against the file before anything of it is used, and takes tensors with
- * pread, so that 64-bit offsets hold everywhere and several readers may share a file. May not know
- * what the tensors mean. */
+/* safetensors.c: see safetensors.h. Writing streams tensor after tensor through one buffer to its
+ * place, which the layout says, so that several writers may share a file; reading checks the whole
+ * header against the file before anything of it is used, and takes tensors with pread, so that
+ * 64-bit offsets hold everywhere and several readers may. May not know what the tensors mean. */
 #include "laser/safetensors.h"
 
 #include <cjson/cJSON.h>
@@ -40,31 +40,41 @@ size_t st_type_bytes(StType t) {
 typedef struct Output {
     const char *path;
     int fd;
-    uint32_t crc;
-    uint64_t written, total;
+    uint32_t crc;                 /* of what was written */
+    uint64_t at, unsynced, total; /* next byte; written since the last sync; of the file */
 } Output;
 
-static void output_put(Output *o, const void *data, size_t n) {
+/* Some file systems find the disk full, or broken, only here. */
+static void output_sync(Output *o) {
+    if (fdatasync(o->fd) != 0)
+        die(EXIT_IO, "%s: what was written to byte %" PRIu64 " cannot be brought to the disk: %s",
+            o->path, o->at, strerror(errno));
+    o->unsynced = 0;
+}
+
+static void output_put(Output *o, const void *data, uint64_t n) {
     const char *p = data;
     while (n > 0) {
-        size_t chunk = n < MAX_CHUNK ? n : MAX_CHUNK;
-        ssize_t done = write(o->fd, p, chunk);
+        const size_t chunk = n < MAX_CHUNK ? (size_t)n : MAX_CHUNK;
+        const ssize_t done = pwrite(o->fd, p, chunk, (off_t)o->at);
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0) {
-            die(EXIT_IO, "%s: write failed after %" PRIu64 " of the %" PRIu64 " bytes needed: %s",
-                o->path, o->written, o->total, strerror(errno));
-        }
+        if (done < 0)
+            die(EXIT_IO, "%s: cannot be written at byte %" PRIu64 " of %" PRIu64 ": %s", o->path,
+                o->at, o->total, strerror(errno));
         o->crc = crc32c(o->crc, p, (size_t)done);
-        /* not all at the end: with much memory that would be minutes in one call */
-        const uint64_t before = o->written / SYNC_BYTES;
-        o->written += (uint64_t)done;
-        if (o->written / SYNC_BYTES != before && fdatasync(o->fd) != 0)
-            die(EXIT_IO, "%s: %" PRIu64 " bytes could not be brought to the disk: %s", o->path,
-                o->written, strerror(errno));
+        o->at += (uint64_t)done;
+        o->unsynced += (uint64_t)done;
         p += done;
-        n -= (size_t)done;
+        n -= (uint64_t)done;
+        /* not all at the end: with much memory that would be minutes in one call */
+        if (o->unsynced >= SYNC_BYTES) output_sync(o);
         made_progress();
     }
+}
+
+static void output_close(Output *o) {
+    output_sync(o);
+    if (close(o->fd) != 0) die(EXIT_IO, "%s: cannot be closed: %s", o->path, strerror(errno));
 }
 
 static uint64_t tensor_bytes(const StTensor *t) {
@@ -96,26 +106,27 @@ static void add_tensor(Text *h, const StTensor *t) {
     text_add(h, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", t->begin, t->end);
 }
 
-/* Lays the tensors out one behind the other and returns the bytes of the largest. */
-static size_t lay_out(StTensor *tensors, int count) {
-    uint64_t at = 0, largest = 0;
+static void lay_out(StTensor *tensors, int count) {
+    uint64_t at = 0;
     for (int i = 0; i < count; i++) {
         StTensor *t = &tensors[i];
-        uint64_t bytes = tensor_bytes(t);
         REQUIRE(memchr(t->name, '\0', sizeof t->name), "tensor %d: name is not terminated", i);
         for (int j = 0; j < i; j++) {
             REQUIRE(strcmp(tensors[j].name, t->name) != 0, "two tensors are named %s", t->name);
         }
         t->begin = at;
-        t->end = at = size_add(at, bytes);
-        if (bytes > largest) largest = bytes;
+        t->end = at = size_add(at, tensor_bytes(t));
     }
-    return largest;
 }
 
-static void write_header(
-    Output *o, const StTensor *tensors, int count, const char *const *metadata) {
+uint64_t st_bytes(const StTensor *tensors, int count) {
+    return count ? tensors[count - 1].end - tensors[0].begin : 0;
+}
+
+void st_layout(StLayout *l, StTensor *tensors, int count, const char *const *metadata) {
+    lay_out(tensors, count);
     Text h = {0};
+    text_add_bytes(&h, (char[LENGTH_BYTES]){0}, LENGTH_BYTES);
     text_add(&h, "{");
     if (metadata) add_metadata(&h, metadata);
     for (int i = 0; i < count; i++) {
@@ -124,35 +135,90 @@ static void write_header(
     }
     text_add(&h, "}");
     while (h.size % ALIGNMENT) text_add(&h, " ");
-    REQUIRE(h.size <= MAX_HEADER, "%s: header of %zu bytes, the format allows %u", o->path, h.size,
+    const uint64_t length = h.size - LENGTH_BYTES;
+    REQUIRE(length <= MAX_HEADER, "header of %" PRIu64 " bytes, the format allows %u", length,
         MAX_HEADER);
-    unsigned char length[LENGTH_BYTES];
-    for (int i = 0; i < LENGTH_BYTES; i++) length[i] = (unsigned char)((uint64_t)h.size >> (8 * i));
-    o->total = LENGTH_BYTES + h.size + (count ? tensors[count - 1].end : 0);
-    output_put(o, length, sizeof length);
-    output_put(o, h.data, h.size);
-    text_free(&h);
+    for (int i = 0; i < LENGTH_BYTES; i++) h.data[i] = (char)(length >> (8 * i));
+    *l = (StLayout){.tensors = tensors,
+        .count = count,
+        .header = h.data,
+        .data_offset = h.size,
+        .file_bytes = size_add(h.size, st_bytes(tensors, count))};
+}
+
+void st_layout_free(StLayout *l) {
+    free(l->header);
+    *l = (StLayout){0};
+}
+
+/* The length comes first: where several machines write, none may take the file's end of a moment
+ * for the end of what it writes into. */
+static void set_length(const Output *o) {
+    if (fallocate(o->fd, 0, 0, (off_t)o->total) == 0) return;
+    const bool full = errno == ENOSPC || errno == EDQUOT; /* else: there is no way to ask */
+    if (full || ftruncate(o->fd, (off_t)o->total) != 0)
+        die(EXIT_IO, "%s: cannot be given its %" PRIu64 " bytes: %s", o->path, o->total,
+            strerror(errno));
+}
+
+uint32_t st_create(const char *path, const StLayout *l) {
+    Output o = {.path = path, .total = l->file_bytes};
+    o.fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (o.fd < 0) die(EXIT_IO, "%s: cannot be created: %s", path, strerror(errno));
+    set_length(&o);
+    output_put(&o, l->header, l->data_offset);
+    output_close(&o);
+    return o.crc;
+}
+
+static int open_created(const char *path) {
+    const int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        die(EXIT_IO, "%s: cannot be opened: %s%s", path, strerror(errno),
+            errno == ENOENT ? ". All processes of a run must see the same files there" : "");
+    return fd;
+}
+
+uint32_t st_write_part(
+    const char *path, const StLayout *l, int first, int end, StFill *fill, void *user) {
+    REQUIRE(0 <= first && first <= end && end <= l->count, "tensors %d to %d of %d", first, end,
+        l->count);
+    if (first == end) return 0;
+    size_t largest = 1;
+    for (int i = first; i < end; i++)
+        if (st_bytes(&l->tensors[i], 1) > largest) largest = st_bytes(&l->tensors[i], 1);
+    Output o = {.path = path,
+        .fd = open_created(path),
+        .at = l->data_offset + l->tensors[first].begin,
+        .total = l->file_bytes};
+    void *buffer = xcalloc(largest, 1);
+    for (int i = first; i < end; i++) {
+        fill(user, i, buffer);
+        output_put(&o, buffer, st_bytes(&l->tensors[i], 1));
+    }
+    free(buffer);
+    output_close(&o);
+    return o.crc;
 }
 
 uint32_t st_write(const char *path, StTensor *tensors, int count, const char *const *metadata,
     StFill *fill, void *user) {
-    size_t largest = lay_out(tensors, count);
-    Output o = {.path = path};
-    o.fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (o.fd < 0) die(EXIT_IO, "%s: cannot be created: %s", path, strerror(errno));
-    write_header(&o, tensors, count, metadata);
-    void *buffer = xcalloc(largest ? largest : 1, 1);
-    for (int i = 0; i < count; i++) {
-        fill(user, i, buffer);
-        output_put(&o, buffer, (size_t)(tensors[i].end - tensors[i].begin));
-    }
-    free(buffer);
-    /* Some file systems find the disk full, or broken, only here. */
-    if (fsync(o.fd) != 0 || close(o.fd) != 0) {
-        die(EXIT_IO, "%s: %" PRIu64 " bytes could not be brought to the disk: %s", path, o.total,
-            strerror(errno));
-    }
-    return o.crc;
+    StLayout l;
+    st_layout(&l, tensors, count, metadata);
+    const uint32_t header = st_create(path, &l);
+    const uint32_t data = st_write_part(path, &l, 0, count, fill, user);
+    st_layout_free(&l);
+    return crc32c_combine(header, data, st_bytes(tensors, count));
+}
+
+/* A tensor is of the part that its middle lies in. */
+int st_part_begin(const StTensor *tensors, int count, int part, int parts) {
+    REQUIRE(0 <= part && part <= parts, "part %d of %d", part, parts);
+    const uint64_t n = st_bytes(tensors, count), p = (uint64_t)part, of = (uint64_t)parts;
+    const uint64_t bound = n / of * p + n % of * p / of; /* n p / of, which may not fit */
+    int i = part == parts ? count : 0;
+    while (i < count && (tensors[i].begin + tensors[i].end) / 2 - tensors[0].begin < bound) i++;
+    return i;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */

@@ -18,6 +18,8 @@ void test_st_round_trip(Test *t);
 void test_st_malformed(Test *t);
 void test_st_lengths(Test *t);
 void test_st_beyond_4_gib(Test *t);
+void test_st_parts(Test *t);
+void test_st_dealing(Test *t);
 void test_st_write_failures(Test *t);
 void test_st_alignment(Test *t);
 void test_utf8(Test *t);

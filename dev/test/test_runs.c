@@ -383,6 +383,8 @@ const TestCase *test_runs(int *count) {
         {"safetensors: a malformed header is refused, naming the file", test_st_malformed},
         {"safetensors: a length that does not fit the file is refused", test_st_lengths},
         {"safetensors: tensors beyond 4 GiB are read", test_st_beyond_4_gib},
+        {"safetensors: several writers make the file that one makes", test_st_parts},
+        {"safetensors: tensors are dealt out evenly, each once", test_st_dealing},
         {"safetensors: a full disk ends the run, naming the file", test_st_write_failures},
         {"safetensors: the data is aligned whatever the header", test_st_alignment},
         {"json: UTF-8 is told from other bytes", test_utf8},

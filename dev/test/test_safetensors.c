@@ -164,13 +164,103 @@ void test_st_beyond_4_gib(Test *t) {
     st_close(&st);
 }
 
-static void write_with_limit(void *path) {
-    struct rlimit limit = {256, 256};
-    signal(SIGXFSZ, SIG_IGN);
-    setrlimit(RLIMIT_FSIZE, &limit);
+/* ---- several writers --------------------------------------------------------------------------
+ */
+
+enum { MOST_WRITERS = 8 };
+
+/* A file by so many writers, the last first, one of which may forget its part; returns its CRC. */
+static uint32_t write_in_parts(const char *path, int writers, int forgets) {
+    StTensor s[SAMPLES];
+    StLayout l;
+    sample_tensors(s);
+    st_layout(&l, s, SAMPLES, sample_metadata);
+    uint32_t crc = st_create(path, &l), parts[MOST_WRITERS] = {0};
+    for (int w = writers - 1; w >= 0; w--)
+        if (w != forgets)
+            parts[w] = st_write_part(path, &l, st_part_begin(s, SAMPLES, w, writers),
+                st_part_begin(s, SAMPLES, w + 1, writers), sample_fill, s);
+    for (int w = 0; w < writers; w++) {
+        const int first = st_part_begin(s, SAMPLES, w, writers);
+        const int end = st_part_begin(s, SAMPLES, w + 1, writers);
+        crc = crc32c_combine(crc, parts[w], st_bytes(&s[first], end - first));
+    }
+    st_layout_free(&l);
+    return crc;
+}
+
+void test_st_parts(Test *t) {
+    char one[PATH_BYTES], many[PATH_BYTES];
+    file_path(t, one, "one.safetensors");
+    file_path(t, many, "many.safetensors");
     StTensor s[SAMPLES];
     sample_tensors(s);
-    st_write(path, s, SAMPLES, NULL, sample_fill, s);
+    size_t size, other;
+    const uint32_t want = st_write(one, s, SAMPLES, sample_metadata, sample_fill, s);
+    char *whole = file_read_all(one, &size);
+    for (int writers = 1; writers <= MOST_WRITERS; writers++)
+        for (int forgets = -1; forgets < writers; forgets++) {
+            const uint32_t got = write_in_parts(many, writers, forgets);
+            char *data = file_read_all(many, &other);
+            const bool same = other == size && memcmp(data, whole, size) == 0;
+            const int first = forgets < 0 ? 0 : st_part_begin(s, SAMPLES, forgets, writers);
+            const int end = forgets < 0 ? 0 : st_part_begin(s, SAMPLES, forgets + 1, writers);
+            const bool complete = st_bytes(&s[first], end - first) == 0;
+            CHECK_INT(t, other, size);
+            CHECK(t, same == complete, "%d writers, without %d: the bytes", writers, forgets);
+            CHECK(t, (got == want) == complete, "%d writers, without %d: CRC %08x, of one %08x",
+                writers, forgets, got, want);
+            free(data);
+        }
+    free(whole);
+}
+
+/* Sizes with nothing, one that outweighs the rest, and files beyond what 64 bits hold times parts.
+ */
+void test_st_dealing(Test *t) {
+    enum { COUNT = 9, PARTS = 20 };
+    static const uint64_t rows[][COUNT] = {
+        {4, 4, 4, 4, 4, 4, 4, 4, 4},
+        {1000, 1, 1, 1, 1, 1, 1, 1, 1},
+        {1, 1, 1, 1, 1, 1, 1, 1, 1000},
+        {0, 0, 7, 0, 0, 9, 1, 0, 0},
+        {0, 0, 0, 0, 0, 0, 0, 0, 0},
+        {(uint64_t)1 << 60, 3, (uint64_t)1 << 59, 0, 77, (uint64_t)1 << 58, 5, 1, 1},
+    };
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        StTensor s[COUNT] = {0};
+        uint64_t at = 1000, largest = 0; /* they need not be a file's first */
+        for (int i = 0; i < COUNT; i++) {
+            s[i].begin = at;
+            s[i].end = at += rows[r][i];
+            if (rows[r][i] > largest) largest = rows[r][i];
+        }
+        for (int parts = 1; parts <= PARTS; parts++) {
+            CHECK_INT(t, st_part_begin(s, COUNT, 0, parts), 0);
+            CHECK_INT(t, st_part_begin(s, COUNT, parts, parts), COUNT);
+            for (int p = 0; p < parts; p++) {
+                const int first = st_part_begin(s, COUNT, p, parts);
+                const int end = st_part_begin(s, COUNT, p + 1, parts);
+                CHECK(t, first <= end, "row %zu: part %d of %d from %d to %d", r, p, parts, first,
+                    end);
+                if (first > end) continue;
+                /* half a tensor over at either end, and a byte for rounding */
+                const uint64_t n = st_bytes(&s[first], end - first);
+                const uint64_t most = st_bytes(s, COUNT) / (uint64_t)parts + largest + 1;
+                CHECK(t, n <= most, "row %zu: part %d of %d has %llu bytes, at most %llu", r, p,
+                    parts, (unsigned long long)n, (unsigned long long)most);
+            }
+        }
+    }
+}
+
+/* ---- failures --------------------------------------------------------------------------------
+ */
+
+static void limit_files(rlim_t bytes) {
+    struct rlimit limit = {bytes, bytes};
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &limit);
 }
 
 static void write_plain(void *path) {
@@ -179,15 +269,51 @@ static void write_plain(void *path) {
     st_write(path, s, SAMPLES, NULL, sample_fill, s);
 }
 
+static void write_with_limit(void *path) {
+    limit_files(256);
+    write_plain(path);
+}
+
+/* What is written into a file that has its length, of which a part can be had no more. */
+static void write_part(const char *path, size_t limit) {
+    StTensor s[SAMPLES];
+    StLayout l;
+    sample_tensors(s);
+    st_layout(&l, s, SAMPLES, NULL);
+    if (limit) limit_files(l.data_offset + limit);
+    st_write_part(path, &l, 0, SAMPLES, sample_fill, s);
+    st_layout_free(&l);
+}
+
+static void write_part_plain(void *path) {
+    write_part(path, 0);
+}
+
+static void write_part_with_limit(void *path) {
+    write_part(path, 20);
+}
+
 void test_st_write_failures(Test *t) {
-    char path[PATH_BYTES];
+    char path[PATH_BYTES], wanted[PATH_BYTES];
     file_path(t, path, "full.safetensors");
     EXPECT_EXIT(t, EXIT_IO, path, write_with_limit, path);
-    EXPECT_EXIT(t, EXIT_IO, "after 256 of the ", write_with_limit, path);
+    EXPECT_EXIT(t, EXIT_IO, "cannot be given its ", write_with_limit, path);
+    write_plain(path);
+    StTensor s[SAMPLES];
+    StLayout l;
+    sample_tensors(s);
+    st_layout(&l, s, SAMPLES, NULL);
+    format(wanted, sizeof wanted, "cannot be written at byte %llu of %llu",
+        (unsigned long long)l.data_offset + 20, (unsigned long long)l.file_bytes);
+    st_layout_free(&l);
+    EXPECT_EXIT(t, EXIT_IO, path, write_part_with_limit, path);
+    EXPECT_EXIT(t, EXIT_IO, wanted, write_part_with_limit, path);
+    file_path(t, path, "other.safetensors"); /* not the one that was created */
+    EXPECT_EXIT(t, EXIT_IO, "must see the same files", write_part_plain, path);
     file_path(t, path, "absent/a.safetensors");
     EXPECT_EXIT(t, EXIT_IO, path, write_plain, path);
     if (access("/dev/full", W_OK) != 0) SKIP(t, "no /dev/full here");
-    EXPECT_EXIT(t, EXIT_IO, "No space left", write_plain, (void *)(uintptr_t) "/dev/full");
+    EXPECT_EXIT(t, EXIT_IO, "No space left", write_part_plain, (void *)(uintptr_t) "/dev/full");
 }
 
 /* Whatever the header's length, the data starts at a multiple of 8. */

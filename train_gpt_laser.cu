@@ -16,7 +16,7 @@
 #include "laser/generate.h"
 #include "laser/json.h"
 #include "laser/model.h"
-#include "laser/optim.h"
+#include "laser/parallel.h"
 #include "laser/plan.h"
 #include "laser/probe.h"
 #include "laser/rundata.h"
@@ -36,7 +36,7 @@ typedef struct Trainer {
     Backend *be;
     RunData data;
     Model model;
-    Optim optim;
+    Parallel parallel;
     Validation validation; /* nothing without validation shards */
     RunLog *log;           /* NULL on ranks > 0 */
     RunState state;
@@ -59,8 +59,6 @@ typedef struct Trainer {
 /* Returns the sequences of a step, of all processes. */
 static int64_t split_step(Trainer *t) {
     Config *c = &t->config;
-    if (t->comm.world > 1 && !backend_memory_is_host())
-        die(EXIT_USAGE, "this build cannot sum gradients over processes on a GPU: start one");
     const int64_t micro = c->batch * t->comm.world;
     if (c->total_batch == AUTO) c->total_batch = micro * c->seq_len;
     const int64_t sequences = c->total_batch / c->seq_len;
@@ -88,10 +86,12 @@ static void open_model(Trainer *t) {
     const BackendLimits limits = model_limits(&shape, (int)c->batch);
     const BackendOptions options = config_backend(c, t->comm.local_rank);
     t->be = backend_open(&options);
-    plan_require_memory(t->be, &shape, (int)c->batch, t->comm.local_world, &options);
+    const ParallelOptions parallel = parallel_options(c, t->micro_steps);
+    const PlanShape plan = {&shape, (int)c->batch, t->comm.world, &parallel, &options};
+    plan_require_memory(t->be, &plan, t->comm.local_world);
     backend_reserve(t->be, &limits);
-    model_open(&t->model, t->be, &shape, (int)c->batch, true);
-    optim_open(&t->optim, &t->model, c->decay_all != 0);
+    model_open(&t->model, t->be, &shape, (int)c->batch, parallel_use(&t->comm, &parallel));
+    parallel_open(&t->parallel, &t->comm, &t->model, &parallel);
     if (t->data.val && c->val_every)
         validate_open(&t->validation, &t->model, &t->data, &t->comm, c->val_tokens);
     t->schedule = optim_schedule(c);
@@ -111,8 +111,8 @@ static void load_run(Trainer *t, const char *path) {
             ", --train now gives %016" PRIx64 "): the shards' names, sizes or headers differ. Give "
             "the same --train, or another --out",
             path, t->state.data_fingerprint, data);
-    checkpoint_load(path, &t->model, &t->optim);
-    optim_set_updates(&t->optim, t->be, updates);
+    checkpoint_load(path, &t->parallel);
+    optim_set_updates(&t->parallel.optim, t->be, updates);
     t->saved_step = t->state.step;
     free(saved);
 }
@@ -135,7 +135,7 @@ static void resume_or_init(Trainer *t) {
     if (start[0]) {
         load_run(t, start);
     } else {
-        model_init(&t->model, (uint64_t)c->seed);
+        parallel_init(&t->parallel, (uint64_t)c->seed);
         t->state.data_fingerprint = loader_info(t->data.train)->fingerprint;
     }
     agree_on_start(t);
@@ -176,11 +176,6 @@ static void open_log(Trainer *t) {
 
 /* ---- one step ---- */
 
-static void reduce_gradients(Trainer *t) {
-    comm_sum_float(&t->comm, t->model.grads, t->model.table.elements);
-    comm_sum_double(&t->comm, &t->optim.state->loss_sum, 1);
-}
-
 /* A step faster than the peak says that the machine was busy when the peak was measured. */
 static double fraction_of_peak(Trainer *t, double tok_s) {
     const double flops = tok_s * model_flops_per_token(&t->model.config, (int)t->config.seq_len);
@@ -211,12 +206,9 @@ static void log_step(Trainer *t, const StepState *s, float lr, double seconds) {
 static void save(Trainer *t) {
     if (!t->checkpoints[0] || t->saved_step == t->state.step) return;
     if (t->config.check_every) agree_on_weights(&t->comm, &t->model, t->state.step);
-    if (t->comm.rank == 0) {
-        checkpoint_save(
-            t->checkpoints, &t->model, &t->optim, &t->state, t->config_json, (int)t->config.keep);
-        runlog_event(t->log, t->state.step, "saved", t->checkpoints);
-    }
-    comm_barrier(&t->comm);
+    checkpoint_save(
+        t->checkpoints, &t->parallel, &t->state, t->config_json, (int)t->config.keep);
+    if (t->log) runlog_event(t->log, t->state.step, "saved", t->checkpoints);
     t->saved_step = t->state.step;
 }
 
@@ -242,7 +234,7 @@ static void count_skipped(Trainer *t, const StepState *s) {
 /* Waits for the oldest step under way. */
 static void finish_step(Trainer *t) {
     const int slot = (int)(t->state.step & 1);
-    const StepState s = optim_read_end(&t->optim, t->be, slot);
+    const StepState s = optim_read_end(&t->parallel.optim, t->be, slot);
     const double now = now_seconds(), seconds = now - t->clock;
     t->clock = now;
     comm_at_step(&t->comm, ++t->state.step);
@@ -256,7 +248,7 @@ static void finish_step(Trainer *t) {
 static void finish_steps(Trainer *t, int64_t most) {
     while (t->begun > t->state.step &&
            (t->begun - t->state.step > most ||
-               optim_read_ready(&t->optim, t->be, (int)(t->state.step & 1))))
+               optim_read_ready(&t->parallel.optim, t->be, (int)(t->state.step & 1))))
         finish_step(t);
 }
 
@@ -266,18 +258,17 @@ static void begin_step(Trainer *t) {
     const int B = (int)c->batch, T = (int)c->seq_len, slot = (int)(t->begun & 1);
     const float grad_scale = 1.0f / (float)c->total_batch;
     if (t->begun == t->state.step) t->clock = now_seconds();
-    optim_begin(&t->optim, t->be);
+    parallel_begin(&t->parallel);
     for (int i = 0; i < t->micro_steps; i++) {
         loader_next(t->data.train, t->inputs, t->targets);
         model_forward(&t->model, t->inputs, B, T);
-        model_backward(&t->model, t->targets, B, T, grad_scale, i ? 1.0f : 0.0f, t->optim.state);
+        parallel_backward(&t->parallel, t->targets, B, T, grad_scale);
         finish_steps(t, STEPS_UNDER_WAY);
         made_progress();
     }
-    reduce_gradients(t);
     t->lr[slot] = t->adam.lr = (float)schedule_lr(&t->schedule, t->begun);
-    optim_step(&t->optim, &t->model, &t->adam);
-    optim_read_begin(&t->optim, t->be, slot);
+    parallel_update(&t->parallel, &t->adam);
+    optim_read_begin(&t->parallel.optim, t->be, slot);
     t->begun++;
 }
 
@@ -365,6 +356,7 @@ static int run(Trainer *t) {
         int number = signalled(t);
         if (!val && !text && !due && !look && !compare && !stop && !number) continue;
         finish_steps(t, 0);
+        parallel_settle(&t->parallel);
         if (compare) agree_on_weights(&t->comm, &t->model, step);
         if (look) probe(t);
         if (val) validate(t);
@@ -388,7 +380,7 @@ static void close_all(Trainer *t) {
     if (t->log) runlog_close(t->log);
     validate_close(&t->validation);
     rundata_close(&t->data);
-    optim_close(&t->optim, t->be);
+    parallel_close(&t->parallel);
     model_close(&t->model);
     backend_close(t->be);
     free(t->inputs);
@@ -408,7 +400,9 @@ int main(int argc, char **argv) {
     if (t.config.plan) {
         ModelConfig shape = config_model(&t.config, 0);
         const BackendOptions options = config_backend(&t.config, t.comm.local_rank);
-        if (t.comm.rank == 0) plan_print(&t.config, &shape, t.comm.world, &options);
+        const ParallelOptions parallel = parallel_options(&t.config, 1);
+        const PlanShape plan = {&shape, (int)t.config.batch, t.comm.world, &parallel, &options};
+        if (t.comm.rank == 0) plan_print(&t.config, &plan);
         free(t.config.command_line);
         comm_close(&t.comm);
         return 0;

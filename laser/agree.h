@@ -21,8 +21,9 @@ typedef struct AgreeRun {
 } AgreeRun;
 void agree_on_run(const Comm *comm, const AgreeRun *mine); /* EXIT_INPUT */
 
-/* The bits of the weights, of the float master copy where there is one. EXIT_PROCESS, naming those
- * that most of the processes do not agree with, or rank 0 where there is no majority. */
+/* The bits of the weights, of the float master copy where each process has one. EXIT_PROCESS,
+ * naming those that most of the processes do not agree with, or rank 0 where there is no majority.
+ */
 void agree_on_weights(const Comm *comm, const Model *m, int64_t step);
 
 #ifdef __cplusplus

@@ -86,6 +86,7 @@ void backend_upload(Backend *be, void *dst, const void *host, size_t bytes);
 void backend_send(Backend *be, int32_t *dst, const int32_t *host, size_t count);
 void backend_download(Backend *be, void *host, const void *src, size_t bytes);
 void backend_zero(Backend *be, void *p, size_t bytes);
+void backend_copy(Backend *be, void *dst, const void *src, size_t bytes); /* within its memory */
 /* float on the host <-> act_t in backend memory */
 void backend_upload_act(Backend *be, act_t *dst, const float *host, size_t n);
 void backend_download_act(Backend *be, float *host, const act_t *src, size_t n);
@@ -264,21 +265,44 @@ void op_checksum(Backend *be, uint64_t *sum /* (1) */, const float *x, size_t n)
 /* Lives in backend memory, one per training run, so that a GPU decides alone whether a step is
  * applied. */
 typedef struct StepState {
-    double loss_sum;     /* of the step's token losses so far */
+    double loss_sum;     /* of all token losses of the step */
     double grad_sumsq;   /* squared global norm of the gradient, before clipping */
     int64_t updates;     /* updates applied since the start: Adam's t */
     int32_t skipped;     /* 1: loss or norm of this step is not finite and nothing was changed */
     int32_t bad_weights; /* 1: an update met a weight that is not finite, which a fused ReLU may
-                            hide from the loss; set by op_adamw, no later step is applied */
+                            hide from the loss; set by updates, no later step is applied */
 } StepState;
 
-void op_loss_add(
-    Backend *be, StepState *s, const float *losses /* (N) */, size_t n);    /* loss_sum += */
-void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n); /* grad_sumsq = */
-void op_step_decide(Backend *be, StepState *s); /* skipped = not finite; updates += !skipped */
+/* *sum += of the token losses of a micro-step */
+void op_loss_add(Backend *be, double *sum, const float *losses /* (N) */, size_t n);
+/* x += y: what is summed over micro-steps in another order than one after the other */
+void op_add(Backend *be, float *x, const float *y, size_t n);
 
-typedef struct OptRange { /* one tensor of one layer */
-    size_t offset, count; /* in elements of the parameter arena */
+/* Sums over a parameter arena are made of sums over blocks of so many elements, counted from its
+ * start, and those are added in order: the same bits whoever computes which block. */
+enum { OPT_BLOCK = 4096 };
+
+/* squares[i] = sum of the squared elements of block i of x, which is aligned to 16 bytes; n a
+ * multiple of OPT_BLOCK */
+void op_square_blocks(Backend *be, double *squares /* (n / OPT_BLOCK) */, const float *x, size_t n);
+/* *bad = s->bad_weights: what all processes must know of those that each holds */
+void op_bad_weights(Backend *be, double *bad, const StepState *s);
+
+typedef struct StepSums {
+    const double *losses;  /* (micro_steps) of the micro-steps of all processes */
+    const double *squares; /* (blocks) of the gradient */
+    const double *bad;     /* (1) not 0: a process met a weight that is not finite */
+    size_t micro_steps, blocks;
+} StepSums;
+/* loss_sum, grad_sumsq = the totals, in a fixed order; bad_weights = 1 where *bad says so; skipped
+ * = it is, or a total is not finite; updates += !skipped */
+void op_step_decide(Backend *be, StepState *s, const StepSums *sums);
+
+typedef struct OptRange { /* a tensor of a layer, or the part of it that is held here */
+    size_t offset, count; /* in elements of the parameter arena; offset a multiple of 16 */
+    size_t held;          /* where its first element lies in m, v, and a master of their shape;
+                             offset less a multiple of OPT_BLOCK: blocks are held whole */
+    int tensor;           /* its number; of all tensors, whoever holds them */
     float decay;          /* 1: weight decay applies, 0: not */
     float center;         /* decay pulls towards this: 0, or 1 for norm scales */
 } OptRange;
@@ -286,28 +310,49 @@ typedef struct OptRange { /* one tensor of one layer */
 typedef struct AdamArgs {
     float lr, beta1, beta2, eps, weight_decay;
     float grad_clip;   /* gradients times min(1, grad_clip / (global norm + 1e-6)); 0: off */
-    float update_clip; /* per range: u /= max(1, rms(u) / update_clip), before decay; 0: off */
-    bool lamb; /* per range, after decay: u *= |master - center| / |u|, 1 where either is 0 */
+    float update_clip; /* per tensor: u /= max(1, rms(u) / update_clip), before decay; 0: off */
+    bool lamb; /* per tensor, after decay: u *= |master - center| / |u|, 1 where either is 0 */
 } AdamArgs;
 
-/* Parameter-shaped arenas and the tensors in them, all in backend memory. */
+/* Where every element of a tensor counts in its norms: sums has a slot for each block that the
+ * tensor touches, from block + tensor on, block being offset / OPT_BLOCK: no two share one. */
+typedef struct OptTensor {
+    size_t offset, count; /* in elements of the parameter arena */
+    float decay;
+} OptTensor;
+
+typedef struct OptSums { /* of a tensor's elements in a block, q being master - center */
+    double uu, uq, qq;
+} OptSums;
+
+/* All in backend memory but the struct itself; arrays of float and act_t aligned to 16 bytes. */
 typedef struct OptTensors {
-    act_t *params;
-    float *master, *m, *v; /* params and master may be the same array (fp32) */
-    const float *grads;
-    const OptRange *ranges; /* (count) ascending, apart from each other */
-    int count;
-    double *work;    /* (count, OPT_WORK) */
-    size_t elements; /* of each arena */
+    act_t *params;            /* parameter arena */
+    const float *grads;       /* parameter arena */
+    float *master;            /* params itself (fp32), else (held) */
+    float *m, *v;             /* (held) */
+    const OptRange *ranges;   /* (count) ascending, apart from each other, in both orders */
+    int count;                /* 0: nothing is held here */
+    size_t held;              /* elements of m and v */
+    const OptTensor *tensors; /* (tensor_count) all of the model; these and all below: for norms */
+    int tensor_count;
+    size_t blocks;  /* of the parameter arena */
+    OptSums *sums;  /* (blocks + tensor_count) */
+    float *factors; /* (tensor_count, 2) room */
 } OptTensors;
-enum { OPT_WORK = 64 };
 
 /* AdamW (Loshchilov & Hutter, decay scaled by the schedule): g = grads * clip;  m, v as usual,
  * bias-corrected with t = s->updates;  u = mhat / (sqrt(vhat) + eps), 0 where v is 0, clipped;
  * u += wd * decay * (master - center);  with lamb u *= trust ratio (LAMB as optax.lamb has it:
  * You et al., arXiv 1904.00962, with phi the identity);  master -= lr * u. params = master rounded.
- * Nothing happens when s->skipped. */
+ * Nothing happens when s->skipped.
+ *
+ * In one pass where no norm of a tensor is asked for: neither lamb nor update_clip. */
 void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s);
+/* In two where one is: m, v and the sums over what is held here, the other slots 0; then, with the
+ * sums of all processes added up, the rest. */
+void op_adam_sums(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s);
+void op_adam_apply(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s);
 
 #ifdef __cplusplus
 }

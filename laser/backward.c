@@ -96,6 +96,10 @@ static void recompute_block(Model *m, int layer, int B, int T) {
     }
 }
 
+static void gave_gradients(const Model *m, int bucket) {
+    if (m->hooks) m->hooks->gradients(m->hooks->user, bucket);
+}
+
 static void backward_block(Model *m, int layer, int B, int T, float beta) {
     recompute_block(m, layer, B, T);
     backward_mlp(m, layer, B * T, beta);
@@ -103,7 +107,7 @@ static void backward_block(Model *m, int layer, int B, int T, float beta) {
 }
 
 void model_backward(
-    Model *m, const int32_t *targets, int B, int T, float grad_scale, float beta, StepState *s) {
+    Model *m, const int32_t *targets, int B, int T, float grad_scale, float beta, double *loss) {
     const ModelConfig *c = &m->config;
     REQUIRE(m->grads != NULL, "model opened without gradients");
     REQUIRE(T == c->T || c->pos != POS_LEARNED,
@@ -116,11 +120,16 @@ void model_backward(
     backend_send(m->be, m->targets, targets, (size_t)N);
     op_classifier_train(m->be, m->losses, dlnf, grad(m, P_wte, -1), grad(m, P_headb, -1), beta,
         grad_scale, m->lnf, m->targets, &head);
-    op_loss_add(m->be, s, m->losses, (size_t)N);
+    op_loss_add(m->be, loss, m->losses, (size_t)N);
     backend_zero(m->be, m->dx, (size_t)N * (size_t)c->C * sizeof *m->dx);
     op_norm_bwd(
         m->be, m->dx, grad(m, P_lnfw, -1), grad(m, P_lnfb, -1), beta, dlnf, m->x_final, &lnf);
-    for (int layer = c->L - 1; layer >= 0; layer--) backward_block(m, layer, B, T, beta);
+    gave_gradients(m, c->L + 1);
+    for (int layer = c->L - 1; layer >= 0; layer--) {
+        backward_block(m, layer, B, T, beta);
+        gave_gradients(m, layer + 1);
+    }
     op_embed_bwd(m->be, grad(m, P_wte, -1), grad(m, P_wpe, -1), beta, m->dx, m->tokens,
         pass_embed_scale(c), shape);
+    gave_gradients(m, 0);
 }

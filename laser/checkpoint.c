@@ -4,7 +4,6 @@
 #include <cjson/cJSON.h>
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,119 +12,9 @@
 #include <unistd.h>
 
 #include "laser/base.h"
-#include "laser/safetensors.h"
+#include "laser/checkpoint_tensors.h"
 
 enum { PATH_BYTES = 4096, FORMAT_VERSION = 1 };
-
-/* ---- tensors ---- */
-
-static void transpose(float *dst, const float *src, int64_t rows, int64_t cols) {
-    const int64_t block = 32; /* both sides of a block stay in the first-level cache */
-    for (int64_t i0 = 0; i0 < rows; i0 += block)
-        for (int64_t j0 = 0; j0 < cols; j0 += block)
-            for (int64_t i = i0; i < rows && i < i0 + block; i++)
-                for (int64_t j = j0; j < cols && j < j0 + block; j++)
-                    dst[j * rows + i] = src[i * cols + j];
-}
-
-/* One file's tensors: arenas shaped like the parameters, each under its prefix. */
-typedef struct TensorSet {
-    Backend *be;
-    const ParamTable *table;
-    float *arena[3]; /* backend memory */
-    const char *prefix[3];
-    int arenas;
-    float *host; /* room for the largest tensor */
-} TensorSet;
-
-static TensorSet tensor_set(Model *m) {
-    TensorSet s = {.be = m->be, .table = &m->table};
-    size_t most = 0;
-    for (int i = 0; i < m->table.count; i++)
-        if (m->table.rows[i].logical > most) most = m->table.rows[i].logical;
-    s.host = (float *)xcalloc(most, sizeof(float));
-    return s;
-}
-
-static void tensor_set_add(TensorSet *s, float *arena, const char *prefix) {
-    s->arena[s->arenas] = arena;
-    s->prefix[s->arenas++] = prefix;
-}
-
-static TensorSet model_tensors(Model *m) {
-    TensorSet s = tensor_set(m);
-    tensor_set_add(&s, m->master, "");
-    return s;
-}
-
-static TensorSet optimizer_tensors(Model *m, const Optim *o) {
-    TensorSet s = tensor_set(m);
-    tensor_set_add(&s, o->m, "m.");
-    tensor_set_add(&s, o->v, "v.");
-    return s;
-}
-
-static StTensor describe(const TensorSet *s, int index) {
-    const ParamInfo *p = &s->table->rows[index % s->table->count];
-    StTensor t = {.type = ST_F32, .ndim = p->cols ? 2 : 1, .shape = {p->rows, p->cols}};
-    char name[100];
-    snprintf(name, sizeof name, p->name, p->layer);
-    format(t.name, sizeof t.name, "%s%s", s->prefix[index / s->table->count], name);
-    if (p->transposed) {
-        t.shape[0] = p->cols;
-        t.shape[1] = p->rows;
-    }
-    return t;
-}
-
-static void fill_tensor(void *user, int index, void *dst) {
-    TensorSet *s = (TensorSet *)user;
-    const ParamInfo *p = &s->table->rows[index % s->table->count];
-    const float *src = s->arena[index / s->table->count] + p->offset;
-    float *host = p->transposed ? s->host : (float *)dst;
-    backend_download(s->be, host, src, p->logical * sizeof(float));
-    if (p->transposed) transpose((float *)dst, host, p->rows, p->cols);
-}
-
-static uint32_t write_tensors(const char *path, TensorSet *s) {
-    const int n = s->arenas * s->table->count;
-    StTensor *tensors = (StTensor *)xcalloc((size_t)n, sizeof *tensors);
-    for (int i = 0; i < n; i++) tensors[i] = describe(s, i);
-    const char *metadata[] = {"format", "pt", "attention", backend_attention(), NULL};
-    uint32_t crc = st_write(path, tensors, n, metadata, fill_tensor, s);
-    free(tensors);
-    free(s->host);
-    return crc;
-}
-
-static void read_tensors(const char *path, TensorSet *s) {
-    StFile f;
-    float *disk = NULL;
-    size_t capacity = 0;
-    st_open(&f, path);
-    for (int i = 0; i < s->arenas * s->table->count; i++) {
-        const ParamInfo *p = &s->table->rows[i % s->table->count];
-        StTensor want = describe(s, i);
-        const StTensor *t = st_find(&f, want.name);
-        if (!t) die(EXIT_INPUT, "%s: tensor %s is missing", path, want.name);
-        if (t->type != want.type || t->ndim != want.ndim || t->shape[0] != want.shape[0] ||
-            (want.ndim == 2 && t->shape[1] != want.shape[1]))
-            die(EXIT_INPUT, "%s: tensor %s is not F32 of shape (%" PRId64 ", %" PRId64 ")", path,
-                want.name, want.shape[0], want.shape[1]);
-        if (p->logical > capacity) {
-            free(disk);
-            capacity = p->logical;
-            disk = (float *)xcalloc(capacity, sizeof *disk);
-        }
-        st_read(&f, t, disk);
-        if (p->transposed) transpose(s->host, disk, p->cols, p->rows);
-        backend_upload(s->be, s->arena[i / s->table->count] + p->offset,
-            p->transposed ? s->host : disk, p->logical * sizeof(float));
-    }
-    st_close(&f);
-    free(disk);
-    free(s->host);
-}
 
 uint64_t checkpoint_bytes(const ModelConfig *c) {
     return 3 * sizeof(float) * (uint64_t)model_parameters(c);
@@ -370,29 +259,31 @@ static void write_hugging_face_config(const char *dir, const ModelConfig *c) {
 
 /* ---- save, load ---- */
 
-void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *s,
-    const char *config_json, int keep) {
-    char tmp[PATH_BYTES], final[PATH_BYTES], path[PATH_BYTES];
+/* An empty directory for what is not whole yet. */
+static void begin_checkpoint(const char *dir, const char *tmp, const ModelConfig *c) {
     make_dirs(dir);
-    require_space(dir, checkpoint_bytes(&m->config));
-    format(final, sizeof final, "%s/step_%08" PRId64, dir, s->step);
-    format(tmp, sizeof tmp, "%s/tmp_%08" PRId64, dir, s->step);
+    require_space(dir, checkpoint_bytes(c));
     remove_directory(tmp);
     make_dirs(tmp);
+}
 
+static void write_state(const char *dir, const Parallel *p, const RunState *s,
+    const char *config_json, const uint32_t *crcs) {
+    char path[PATH_BYTES];
     cJSON *files = cJSON_CreateArray();
-    TensorSet weights = model_tensors(m), moments = optimizer_tensors(m, o);
-    format(path, sizeof path, "%s/model.safetensors", tmp);
-    add_file(files, tmp, "model.safetensors", write_tensors(path, &weights));
-    format(path, sizeof path, "%s/optimizer.safetensors", tmp);
-    add_file(files, tmp, "optimizer.safetensors", write_tensors(path, &moments));
-    write_hugging_face_config(tmp, &m->config);
-    char *text = state_text(s, optim_read(o, m->be).updates, config_json, files);
-    format(path, sizeof path, "%s/state.json", tmp);
+    for (int i = 0; i < TENSOR_FILES; i++) add_file(files, dir, tensor_file_names[i], crcs[i]);
+    const int64_t updates = optim_read(&p->optim, p->model->be).updates;
+    char *text = state_text(s, updates, config_json, files);
+    format(path, sizeof path, "%s/state.json", dir);
     file_write_atomic(path, text, strlen(text));
     free(text);
+}
 
-    if (file_size(final) >= 0) delete_checkpoint(dir, strrchr(final, '/') + 1);
+/* tmp becomes DIR/NAME, and all but `keep` are deleted: this one and those before it. */
+static void publish(const char *dir, const char *tmp, const char *name, int keep) {
+    char final[PATH_BYTES];
+    format(final, sizeof final, "%s/%s", dir, name);
+    if (file_size(final) >= 0) delete_checkpoint(dir, name);
     if (rename(tmp, final) != 0)
         die(EXIT_IO, "cannot rename %s to %s: %s", tmp, final, strerror(errno));
     fsync_path(dir);
@@ -400,20 +291,32 @@ void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *
     int count;
     char **names = list_steps(dir, &count, false);
     /* only what is not newer than this one counts: newer are damaged, and were passed over */
-    const char *own = strrchr(final, '/') + 1;
     for (int i = 0, kept = 0; i < count; i++)
-        if (newest_first(&names[i], &own) >= 0 && ++kept > keep) delete_checkpoint(dir, names[i]);
+        if (newest_first(&names[i], &name) >= 0 && ++kept > keep) delete_checkpoint(dir, names[i]);
     free_names(names, count);
 }
 
-void checkpoint_load(const char *path, Model *m, Optim *o) {
-    char file[PATH_BYTES];
-    TensorSet weights = model_tensors(m);
-    format(file, sizeof file, "%s/model.safetensors", path);
-    read_tensors(file, &weights);
-    model_sync_params(m);
-    if (!o) return;
-    TensorSet moments = optimizer_tensors(m, o);
-    format(file, sizeof file, "%s/optimizer.safetensors", path);
-    read_tensors(file, &moments);
+void checkpoint_save(
+    const char *dir, Parallel *p, const RunState *s, const char *config_json, int keep) {
+    char name[64], tmp[PATH_BYTES];
+    uint32_t crcs[TENSOR_FILES];
+    format(name, sizeof name, "step_%08" PRId64, s->step);
+    format(tmp, sizeof tmp, "%s/tmp_%08" PRId64, dir, s->step);
+    const bool first = p->comm->rank == 0;
+    if (first) begin_checkpoint(dir, tmp, &p->model->config);
+    tensor_files_write(tmp, p, crcs);
+    if (first) {
+        write_hugging_face_config(tmp, &p->model->config);
+        write_state(tmp, p, s, config_json, crcs);
+        publish(dir, tmp, name, keep);
+    }
+    comm_barrier(p->comm);
+}
+
+void checkpoint_load(const char *path, Parallel *p) {
+    tensor_files_read(path, p);
+}
+
+void checkpoint_load_weights(const char *path, Model *m) {
+    tensor_files_read_weights(path, m);
 }

@@ -6,8 +6,7 @@
 #ifndef LASER_CHECKPOINT_H
 #define LASER_CHECKPOINT_H
 
-#include "laser/model.h"
-#include "laser/optim.h"
+#include "laser/parallel.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -27,9 +26,10 @@ typedef struct RunState {
 uint64_t checkpoint_bytes(const ModelConfig *c);
 
 /* Saves to DIR/step_%08d and deletes all but `keep`: this one and those before it. config_json:
- * every option, resolved. */
-void checkpoint_save(const char *dir, Model *m, const Optim *o, const RunState *s,
-    const char *config_json, int keep);
+ * every option, resolved. All processes call it; with a dealt out optimizer each writes its part of
+ * the files, else rank 0 all, and the checkpoint appears when all parts are whole. */
+void checkpoint_save(
+    const char *dir, Parallel *p, const RunState *s, const char *config_json, int keep);
 
 /* The newest checkpoint in dir whose files all have the recorded size and checksum, malloced; NULL
  * when there are no checkpoints. Dies (EXIT_INPUT) when there are and none is whole. For one
@@ -48,9 +48,10 @@ void checkpoint_require_whole(const char *path);
  * with EXIT_INPUT when it is not a checkpoint of the linked attention variant. */
 char *checkpoint_state(const char *path, RunState *s, int64_t *updates);
 
-/* Reads the tensors; o may be NULL (weights only). Dies with EXIT_INPUT when a tensor is missing or
- * of another shape. */
-void checkpoint_load(const char *path, Model *m, Optim *o);
+/* Reads the tensors, whatever number of processes wrote them; the weights alone, of a model that
+ * holds them whole. Dies with EXIT_INPUT when a tensor is missing or of another shape. */
+void checkpoint_load(const char *path, Parallel *p);
+void checkpoint_load_weights(const char *path, Model *m);
 
 #ifdef __cplusplus
 }

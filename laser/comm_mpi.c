@@ -110,10 +110,6 @@ static void all_reduce(
     watch_leave(c->watch);
 }
 
-void comm_sum_float(const Comm *c, float *x, size_t n) {
-    all_reduce(c, (char *)x, n, sizeof *x, MPI_FLOAT, MPI_SUM);
-}
-
 void comm_sum_double(const Comm *c, double *x, size_t n) {
     all_reduce(c, (char *)x, n, sizeof *x, MPI_DOUBLE, MPI_SUM);
 }
@@ -141,4 +137,59 @@ void comm_gather(const Comm *c, const void *mine, size_t bytes, void *all) {
     watch_enter(c->watch);
     MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD);
     watch_leave(c->watch);
+}
+
+static size_t share_begin(CommShare s, int rank) {
+    return (size_t)rank * s.each;
+}
+
+static size_t share_count(const Comm *c, CommShare s, int rank) {
+    return rank + 1 < c->world ? s.each : s.n - share_begin(s, rank);
+}
+
+/* Elements [from, from + most) of a rank's share, as far as it goes. */
+static int cut(const Comm *c, CommShare s, int rank, size_t from, size_t most) {
+    const size_t n = share_count(c, s, rank), left = from < n ? n - from : 0;
+    return (int)(left < most ? left : most);
+}
+
+size_t comm_exchange(
+    const Comm *c, const float *x, CommShare s, size_t from, size_t most, float *received) {
+    const size_t world = (size_t)c->world;
+    REQUIRE(s.n <= INT32_MAX && world * most <= INT32_MAX, "%zu elements, %zu of each of %zu", s.n,
+        most, world);
+    int *room = (int *)xcalloc(4 * world, sizeof *room);
+    int *out = room, *out_at = room + world, *in = room + 2 * world, *in_at = room + 3 * world;
+    for (int r = 0; r < c->world; r++) {
+        out[r] = cut(c, s, r, from, most);
+        out_at[r] = out[r] ? (int)(share_begin(s, r) + from) : 0;
+        in[r] = cut(c, s, c->rank, from, most);
+        in_at[r] = r * (int)most;
+    }
+    watch_enter(c->watch);
+    MPI_Alltoallv(
+        x, out, out_at, MPI_FLOAT, received, in, in_at, MPI_FLOAT, MPI_COMM_WORLD);
+    watch_leave(c->watch);
+    const size_t n = (size_t)in[0];
+    free(room);
+    return n;
+}
+
+void comm_collect(const Comm *c, void *x, CommShare s, size_t elem) {
+    const size_t world = (size_t)c->world;
+    if (c->world == 1) return;
+    REQUIRE(s.n <= INT32_MAX && elem <= INT32_MAX, "%zu elements of %zu bytes", s.n, elem);
+    int *count = (int *)xcalloc(2 * world, sizeof *count), *at = count + world;
+    for (int r = 0; r < c->world; r++) {
+        count[r] = (int)share_count(c, s, r);
+        at[r] = (int)share_begin(s, r);
+    }
+    MPI_Datatype type;
+    MPI_Type_contiguous((int)elem, MPI_BYTE, &type);
+    MPI_Type_commit(&type);
+    watch_enter(c->watch);
+    MPI_Allgatherv(MPI_IN_PLACE, 0, type, x, count, at, type, MPI_COMM_WORLD);
+    watch_leave(c->watch);
+    MPI_Type_free(&type);
+    free(count);
 }

@@ -130,9 +130,6 @@ enum { AUTO = -1 };
         "continue the run in DIR, or from a checkpoint")                                           \
     INT(stop_after, "stop-after", 0, 0, (int64_t)1 << 40, FREE,                                    \
         "save and stop after this many steps of this call; 0: off")                                \
-    INT(check_every, "check-every", AUTO, 0, (int64_t)1 << 40, FREE,                               \
-        "steps between comparisons of the weights of all processes; 0: never (default: at the "    \
-        "start and before each checkpoint)")                                                       \
     INT(probe_attention, "probe-attention", 0, 0, (int64_t)1 << 40, FREE,                          \
         "steps between looks at attention: probabilities, Jacobian, gradients of its "             \
         "projections; 0: never")                                                                   \
@@ -145,6 +142,19 @@ enum { AUTO = -1 };
     REAL(sample_temperature, "sample-temperature", 1, 0, 1e3, FREE,                                \
         "divides the logits; 0: always the most probable token")                                   \
     INT(top_k, "top-k", 0, 0, INT32_MAX, FREE, "draw from the K most probable tokens; 0: all")     \
+    GROUP("Several processes")                                                                     \
+    INT(zero, "zero", 1, 0, 1, FREE,                                                               \
+        "1: the optimizer's state is dealt out over the processes (ZeRO-1); 0: each holds all; "   \
+        "the same bits")                                                                           \
+    ENUM(reduce_in, "reduce-in", "fp32", "fp32|bf16", NOTED, "what gradients travel in")           \
+    FLAG(reproducible, "reproducible", 0, NOTED,                                                   \
+        "the same bits for any number of processes with the same --batch (CPU)")                   \
+    FLAG(share_gpu, "share-gpu", 0, LOCAL, "several processes may use one GPU")                    \
+    INT(check_every, "check-every", AUTO, 0, (int64_t)1 << 40, FREE,                               \
+        "steps between comparisons of the weights of all processes; 0: never (default: at the "    \
+        "start and before each checkpoint)")                                                       \
+    INT(timeout, "timeout", 600, 0, 1 << 30, LOCAL,                                                \
+        "seconds without progress that end a run of several processes; 0: never")                  \
     GROUP("Machine")                                                                               \
     INT(threads, "threads", 0, 0, 4096, LOCAL, "CPU threads; 0: one per core")                     \
     ENUM(attn_core, "attn-core", "auto", "auto|gemm|cudnn", LOCAL,                                 \
@@ -155,8 +165,6 @@ enum { AUTO = -1 };
         "start (GPU only)")                                                                        \
     TEXT(tune_cache, "tune-cache", "", LOCAL, "FILE|none",                                         \
         "keeps what was timed (default: a file in the user's cache directory; GPU only)")          \
-    INT(timeout, "timeout", 600, 0, 1 << 30, LOCAL,                                                \
-        "seconds without progress that end a run of several processes; 0: never")                  \
     FLAG(prefetch, "prefetch", 1, LOCAL, "a thread prepares the next batch")                       \
     FLAG(verify_data, "verify-data", AUTO, LOCAL,                                                  \
         "read all shards and compare their checksums before training (default: where they have "   \

@@ -166,6 +166,10 @@ static void forward_block(Model *m, int layer, const act_t *x_in, const act_t *d
     op_linear_fwd(m->be, m->delta, m->layer[layer].h, &fc2);
 }
 
+static void pass_reads_weights(const Model *m, int bucket) {
+    if (m->hooks) m->hooks->weights(m->hooks->user, bucket);
+}
+
 static void forward(Model *m, const int32_t *tokens, Span s) {
     const ModelConfig *c = &m->config;
     const int N = s.B * s.T - s.from, shape[3] = {s.B, s.T - s.from, c->C};
@@ -173,12 +177,15 @@ static void forward(Model *m, const int32_t *tokens, Span s) {
     NormArgs lnf = pass_norm(m, N, P_lnfw, P_lnfb, -1, m->lnf_mean, m->lnf_rstd);
 
     backend_send(m->be, m->tokens, tokens, (size_t)N);
+    pass_reads_weights(m, 0);
     op_embed_fwd(m->be, m->layer[0].x, m->tokens, param_act(&m->table, m->params, P_wte, -1),
         pos ? pos + (size_t)s.from * (size_t)c->C : NULL, pass_embed_scale(c), shape);
     for (int layer = 0; layer < c->L; layer++) {
         const act_t *x_in = layer ? m->layer[layer - 1].x2 : m->layer[0].x;
+        pass_reads_weights(m, layer + 1);
         forward_block(m, layer, x_in, layer ? m->delta : NULL, s);
     }
+    pass_reads_weights(m, c->L + 1);
     op_residual_norm_fwd(m->be, m->x_final, m->lnf, m->layer[c->L - 1].x2, m->delta, &lnf);
 }
 
@@ -203,13 +210,13 @@ float pass_embed_scale(const ModelConfig *c) {
     return c->embed_scale ? sqrtf((float)c->C) : 1.0f;
 }
 
-void model_loss(Model *m, const int32_t *targets, int B, int T, StepState *s) {
+void model_loss(Model *m, const int32_t *targets, int B, int T, double *sums) {
     const int N = B * T;
     ClassifierArgs head = pass_classifier(m, N);
     backend_send(m->be, m->targets, targets, (size_t)N);
     op_classifier_loss(m->be, m->losses, m->lnf, m->targets, &head);
     for (int b = 0; b < B; b++)
-        op_loss_add(m->be, s + b, m->losses + (size_t)b * (size_t)T, (size_t)T);
+        op_loss_add(m->be, sums + b, m->losses + (size_t)b * (size_t)T, (size_t)T);
 }
 
 void model_logits(Model *m, float *host, int first, int count) {

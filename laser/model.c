@@ -150,14 +150,10 @@ void model_plan(const ModelConfig *c, int B, const BackendOptions *options, Memo
     const size_t n = m.table.elements;
     const BackendLimits limits = model_limits(c, B);
     *out = (MemoryPlan){.weights = n * sizeof(act_t),
-        .master = sizeof(act_t) == sizeof(float) ? 0 : n * sizeof(float),
         .gradients = n * sizeof(float),
-        .optimizer = 2 * n * sizeof(float),
         .activations = m.acts_plan.bytes,
         .scratch = backend_scratch_bytes(&limits, options),
         .overhead = backend_overhead_bytes(NULL)};
-    out->total = out->weights + out->master + out->gradients + out->optimizer + out->activations +
-                 out->scratch + out->overhead;
     param_table_free(&m.table);
     arena_free(&m.acts_plan);
     free(m.layer);
@@ -181,7 +177,8 @@ static void upload_sinusoids(Model *m) {
     free(table);
 }
 
-void model_open(Model *m, Backend *be, const ModelConfig *c, int B, bool training) {
+void model_open(Model *m, Backend *be, const ModelConfig *c, int B, ModelUse use) {
+    const bool training = use != MODEL_INFERENCE;
     memset(m, 0, sizeof *m);
     m->config = *c;
     m->B = B;
@@ -191,7 +188,7 @@ void model_open(Model *m, Backend *be, const ModelConfig *c, int B, bool trainin
     m->params = (act_t *)backend_alloc(be, size_mul(n, sizeof(act_t)));
     if (sizeof(act_t) == sizeof(float))
         m->master = (float *)(void *)m->params;
-    else
+    else if (use != MODEL_DEALT_OUT)
         m->master = (float *)backend_alloc(be, size_mul(n, sizeof(float)));
     if (training) m->grads = (float *)backend_alloc(be, size_mul(n, sizeof(float)));
     m->layer = (LayerActs *)xcalloc((size_t)c->L, sizeof *m->layer);

@@ -47,10 +47,16 @@ typedef struct ParamInfo {
     float center;    /* value it starts from and decays towards: 1 for norm scales, else 0 */
 } ParamInfo;
 
+/* The arena's tensors in buckets that begin at multiples of PARAM_GRAIN elements: the embeddings,
+ * each layer, what follows the last. */
+enum { PARAM_GRAIN = 4096 };
+
 typedef struct ParamTable {
     ParamInfo *rows;
     int count;
     size_t elements;               /* of the arena, padding included */
+    size_t *bucket;                /* (buckets + 1) first elements, and the arena's end */
+    int buckets;                   /* L + 2 */
     size_t offset_of[PARAM_COUNT]; /* layer 0; (size_t)-1 when absent */
     size_t stride_of[PARAM_COUNT]; /* to the next layer */
 } ParamTable;
@@ -82,14 +88,23 @@ typedef struct LayerActs {
     act_t *h;   /* (N, F) */
 } LayerActs;
 
+/* What the passes tell of a bucket: its weights are about to be read for the first time in a pass;
+ * its gradients are what this backward pass gives. */
+typedef struct ModelHooks {
+    void (*weights)(void *user, int bucket);
+    void (*gradients)(void *user, int bucket);
+    void *user;
+} ModelHooks;
+
 typedef struct Model {
     ModelConfig config;
     int B;
     Backend *be;
     ParamTable table;
     act_t *params;
-    float *master; /* == params in fp32 */
+    float *master; /* == params in fp32; NULL where it is dealt out over processes */
     float *grads;  /* NULL: inference only */
+    const ModelHooks *hooks; /* NULL: none */
     /* activations, one arena */
     Arena acts_plan;
     void *acts_block;
@@ -111,9 +126,9 @@ typedef struct Model {
 
 /* Bytes by category, without allocating. */
 typedef struct MemoryPlan {
-    size_t weights, master, gradients, optimizer, activations, scratch;
-    size_t overhead; /* what the backend's context and libraries hold */
-    size_t total;
+    size_t weights, gradients, activations, scratch;
+    size_t overhead;          /* what the backend's context and libraries hold */
+    size_t master, optimizer; /* left 0 by model_plan: see parallel_plan */
 } MemoryPlan;
 
 void model_plan(const ModelConfig *c, int B, const BackendOptions *options, MemoryPlan *out);
@@ -130,10 +145,17 @@ int model_maps(const ModelConfig *c); /* of attention in a layer: 1 or 2 */
  * square), and half as much again where two maps weigh the values. */
 double model_flops_per_token(const ModelConfig *c, int T);
 
-void model_open(Model *m, Backend *be, const ModelConfig *c, int B, bool training);
+typedef enum ModelUse {
+    MODEL_INFERENCE,
+    MODEL_TRAINING,
+    MODEL_DEALT_OUT, /* training; a master copy beside params is not the model's */
+} ModelUse;
+void model_open(Model *m, Backend *be, const ModelConfig *c, int B, ModelUse use);
 void model_close(Model *m);
 void model_init(Model *m, uint64_t seed); /* value = f(seed, tensor, index) */
-void model_sync_params(Model *m);         /* params = rounded master, after loading */
+/* What tensor number i of the table starts from: (count) of it, its padding 0. */
+void model_init_tensor(const Model *m, uint64_t seed, int i, float *host);
+void model_sync_params(Model *m); /* params = rounded master, after loading */
 
 /* Forward on host tokens; B <= m->B, T <= config.T. */
 void model_forward(Model *m, const int32_t *tokens /* (B*T) */, int B, int T);
@@ -142,12 +164,12 @@ void model_forward(Model *m, const int32_t *tokens /* (B*T) */, int B, int T);
  * leaves, logits too, begins at row 0. from must be 0 where the model has no cache. */
 void model_forward_on(Model *m, const int32_t *tokens /* (T - from) */, int from, int T);
 bool model_has_cache(const ModelConfig *c); /* each layer keeps its keys and values */
-/* Adds the sum of the losses of sequence b to s[b]: (B), in backend memory. */
-void model_loss(Model *m, const int32_t *targets, int B, int T, StepState *s);
-/* Adds the sum of all losses to s, and gives gradients of grad_scale * sum(losses); beta 0 on a
- * step's first micro-step, else 1. */
+/* Adds the sum of the losses of sequence b to sums[b]: (B), in backend memory. */
+void model_loss(Model *m, const int32_t *targets, int B, int T, double *sums);
+/* Adds the sum of all losses to *loss, in backend memory, and gives gradients of
+ * grad_scale * sum(losses); beta 0 on a step's first micro-step, else 1. */
 void model_backward(
-    Model *m, const int32_t *targets, int B, int T, float grad_scale, float beta, StepState *s);
+    Model *m, const int32_t *targets, int B, int T, float grad_scale, float beta, double *loss);
 /* Logits of rows first .. first+count of the last forward pass; count at most MODEL_LOGIT_ROWS. */
 enum { MODEL_LOGIT_ROWS = 32 };
 void model_logits(Model *m, float *host /* (count, V) */, int first, int count);

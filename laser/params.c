@@ -113,22 +113,33 @@ static void param_add(ParamTable *t, const ModelConfig *c, ParamId id, int layer
     t->elements = size_add(t->elements, (p->count + 15) & ~(size_t)15); /* 64 bytes */
 }
 
+static void end_bucket(ParamTable *t) {
+    t->elements = size_add(t->elements, PARAM_GRAIN - 1) / PARAM_GRAIN * PARAM_GRAIN;
+    t->bucket[++t->buckets] = t->elements;
+}
+
 void param_table_build(ParamTable *t, const ModelConfig *c) {
     memset(t, 0, sizeof *t);
     for (int i = 0; i < PARAM_COUNT; i++) t->offset_of[i] = (size_t)-1;
     t->rows = (ParamInfo *)xcalloc(size_mul((size_t)c->L + 2, PARAM_COUNT), sizeof *t->rows);
+    t->bucket = (size_t *)xcalloc((size_t)c->L + 3, sizeof *t->bucket);
     param_add(t, c, P_wte, -1);
     param_add(t, c, P_wpe, -1);
-    for (int l = 0; l < c->L; l++)
+    end_bucket(t);
+    for (int l = 0; l < c->L; l++) {
         for (int id = P_ln1w; id < PARAM_COUNT; id++)
             if (id <= P_fc2b || id >= P_qnormw) param_add(t, c, (ParamId)id, l);
+        end_bucket(t);
+    }
     param_add(t, c, P_lnfw, -1);
     param_add(t, c, P_lnfb, -1);
     param_add(t, c, P_headb, -1);
+    end_bucket(t);
 }
 
 void param_table_free(ParamTable *t) {
     free(t->rows);
+    free(t->bucket);
     memset(t, 0, sizeof *t);
 }
 
@@ -202,6 +213,10 @@ static size_t largest_tensor(const Model *m) {
     for (int i = 0; i < m->table.count; i++)
         if (m->table.rows[i].count > most) most = m->table.rows[i].count;
     return most;
+}
+
+void model_init_tensor(const Model *m, uint64_t seed, int i, float *host) {
+    init_tensor(&m->config, &m->table.rows[i], seed, host);
 }
 
 static bool params_are_master(const Model *m) {

@@ -26,9 +26,22 @@ static void print_parameters(const ModelConfig *m) {
         (double)all / 1e6);
 }
 
-void plan_print(const Config *c, const ModelConfig *m, int world, const BackendOptions *options) {
+size_t plan_memory(const PlanShape *s, MemoryPlan *p) {
+    ParamTable t;
+    model_plan(s->model, s->batch, s->options, p);
+    param_table_build(&t, s->model);
+    /* the last has what is left over */
+    parallel_plan(&t, s->world - 1, s->world, s->parallel, p);
+    param_table_free(&t);
+    return p->weights + p->master + p->gradients + p->optimizer + p->activations + p->scratch +
+           p->overhead;
+}
+
+void plan_print(const Config *c, const PlanShape *s) {
     MemoryPlan p;
-    model_plan(m, (int)c->batch, options, &p);
+    const ModelConfig *m = s->model;
+    const int world = s->world;
+    const size_t total = plan_memory(s, &p);
     print_parameters(m);
     printf("\nMemory per process (%s, batch %d x %d tokens)\n", backend_precision(), (int)c->batch,
         m->T);
@@ -39,7 +52,7 @@ void plan_print(const Config *c, const ModelConfig *m, int world, const BackendO
     print_size("activations", (double)p.activations);
     print_size("scratch", (double)p.scratch);
     if (p.overhead) print_size("context and libraries", (double)p.overhead);
-    print_size("total", (double)p.total);
+    print_size("total", (double)total);
 
     const double checkpoint = (double)checkpoint_bytes(m);
     printf("\nDisk\n");
@@ -65,44 +78,50 @@ static double gib(size_t bytes) {
 
 typedef struct Fit {
     const Backend *be;
-    const BackendOptions *options;
     size_t have; /* bytes */
 } Fit;
 
 /* Bytes of the whole run. Once a backend is open, it knows what it holds. */
-static size_t need(const Fit *f, const ModelConfig *m, int batch, Recompute recompute) {
+static size_t need(const Fit *f, const PlanShape *s) {
     MemoryPlan p;
-    ModelConfig other = *m;
-    other.recompute = recompute;
-    model_plan(&other, batch, f->options, &p);
-    return p.total - p.overhead + backend_overhead_bytes(f->be);
+    const size_t total = plan_memory(s, &p);
+    return total - p.overhead + backend_overhead_bytes(f->be);
+}
+
+static size_t need_other(const Fit *f, const PlanShape *s, int batch, Recompute recompute) {
+    ModelConfig model = *s->model;
+    PlanShape other = *s;
+    model.recompute = recompute;
+    other.model = &model;
+    other.batch = batch;
+    return need(f, &other);
 }
 
 /* "--batch 4 (3.1 GiB)", "--recompute light (3.4 GiB)", ...: each alone is enough. */
-static void add_remedies(Text *t, const Fit *f, const ModelConfig *m, int batch) {
+static void add_remedies(Text *t, const Fit *f, const PlanShape *s) {
     static const char *const names[] = {"none", "light", "block"};
-    int fewer = batch / 2;
-    while (fewer > 0 && need(f, m, fewer, m->recompute) > f->have) fewer /= 2;
+    const Recompute now = s->model->recompute;
+    int fewer = s->batch / 2;
+    while (fewer > 0 && need_other(f, s, fewer, now) > f->have) fewer /= 2;
     if (fewer > 0)
-        text_add(t, "--batch %d (%.1f GiB)", fewer, gib(need(f, m, fewer, m->recompute)));
-    for (int r = (int)m->recompute + 1; r <= RECOMPUTE_BLOCK; r++) {
-        const size_t bytes = need(f, m, batch, (Recompute)r);
+        text_add(t, "--batch %d (%.1f GiB)", fewer, gib(need_other(f, s, fewer, now)));
+    for (int r = (int)now + 1; r <= RECOMPUTE_BLOCK; r++) {
+        const size_t bytes = need_other(f, s, s->batch, (Recompute)r);
         if (bytes > f->have) continue;
         text_add(
             t, "%s--recompute %s (%.1f GiB)", t->size ? ", or with " : "", names[r], gib(bytes));
     }
     if (t->size) return;
-    const size_t least = need(f, m, 1, RECOMPUTE_BLOCK);
+    const size_t least = need_other(f, s, 1, RECOMPUTE_BLOCK);
     if (least <= f->have) text_add(t, "--batch 1 --recompute block (%.1f GiB)", gib(least));
 }
 
-void plan_require_memory(const Backend *be, const ModelConfig *m, int batch, int processes_here,
-    const BackendOptions *options) {
-    const Fit f = {be, options, backend_memory_limit(be, processes_here)};
-    const size_t bytes = need(&f, m, batch, m->recompute);
+void plan_require_memory(const Backend *be, const PlanShape *s, int processes_here) {
+    const Fit f = {be, backend_memory_limit(be, processes_here)};
+    const size_t bytes = need(&f, s);
     if (bytes <= f.have) return;
     Text remedies = {NULL, 0, 0};
-    add_remedies(&remedies, &f, m, batch);
+    add_remedies(&remedies, &f, s);
     if (remedies.size)
         die(EXIT_IO,
             "this run does not fit into memory: a process needs %.1f GiB and may take %.1f GiB. "
@@ -110,6 +129,7 @@ void plan_require_memory(const Backend *be, const ModelConfig *m, int batch, int
             gib(bytes), gib(f.have), remedies.data);
     die(EXIT_IO,
         "this model needs %.1f GiB even with --batch 1 --recompute block, a process may take %.1f "
-        "GiB: choose a smaller --model",
-        gib(need(&f, m, 1, RECOMPUTE_BLOCK)), gib(f.have));
+        "GiB: choose a smaller --model%s",
+        gib(need_other(&f, s, 1, RECOMPUTE_BLOCK)), gib(f.have),
+        s->world > 1 && !s->parallel->zero ? ", or --zero 1" : "");
 }

@@ -40,8 +40,8 @@ void pretrained_open(Model *m, Config *c, const char *named) {
     const BackendOptions options = config_backend(c, 0);
     Backend *be = backend_open(&options);
     backend_reserve(be, &limits);
-    model_open(m, be, &shape, 1, false);
-    checkpoint_load(path, m, NULL);
+    model_open(m, be, &shape, 1, MODEL_INFERENCE);
+    checkpoint_load_weights(path, m);
     if (!c->quiet)
         fprintf(stderr, "%s: %.2f M parameters, %s attention, step %" PRId64 "\n", path,
             (double)model_parameters(&shape) / 1e6, backend_attention(), state.step);

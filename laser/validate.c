@@ -18,8 +18,7 @@ void validate_open(Validation *v, Model *m, const RunData *data, const Comm *com
     v->sequences = tokens == 0 || asked > there ? there : asked > 0 ? asked : 1;
     v->kept = (KEPT + m->B - 1) / m->B * m->B;
     v->losses = (double *)xcalloc((size_t)v->sequences, sizeof *v->losses);
-    v->sums = (StepState *)backend_alloc(m->be, size_mul((size_t)v->kept, sizeof *v->sums));
-    v->host = (StepState *)xcalloc((size_t)v->kept, sizeof *v->host);
+    v->sums = (double *)backend_alloc(m->be, size_mul((size_t)v->kept, sizeof *v->sums));
     v->inputs = (int32_t *)xcalloc(n, sizeof *v->inputs);
     v->targets = (int32_t *)xcalloc(n, sizeof *v->targets);
 }
@@ -28,7 +27,6 @@ void validate_close(Validation *v) {
     if (!v->model) return;
     backend_free(v->model->be, v->sums);
     free(v->losses);
-    free(v->host);
     free(v->inputs);
     free(v->targets);
 }
@@ -58,8 +56,7 @@ static double compute(Validation *v, int64_t first, int rows, int at) {
 /* Waits for the n sums that were computed last, and keeps them as those of sequences from first. */
 static void collect(Validation *v, int64_t first, int n) {
     const size_t size = (size_t)n * sizeof *v->sums;
-    backend_download(v->model->be, v->host, v->sums, size);
-    for (int i = 0; i < n; i++) v->losses[first + i] = v->host[i].loss_sum;
+    backend_download(v->model->be, v->losses + first, v->sums, size);
     backend_zero(v->model->be, v->sums, size);
 }
 

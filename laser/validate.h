@@ -16,8 +16,7 @@ typedef struct Validation {
     const Comm *comm;
     int64_t sequences;         /* the first of the validation shards, in the order of the files */
     double *losses;            /* (sequences) sums over the targets of each */
-    StepState *sums;           /* (kept) the same on the way, in backend memory */
-    StepState *host;           /* (kept) */
+    double *sums;              /* (kept) the same on the way, in backend memory */
     int kept;                  /* a multiple of the model's B */
     int32_t *inputs, *targets; /* (B, T) */
 } Validation;

@@ -27,6 +27,7 @@ typedef struct Bench {
     Model model;
     Optim optim;
     AdamArgs adam;
+    double *loss;              /* (1) of a step, in backend memory */
     int32_t *tokens, *targets; /* (B, T) on the host */
     act_t *dqkv, *dout;        /* (B, T, 3, H, HD), (B, T, H, HD): of attention's backward pass */
     int B, T, N, A;
@@ -200,7 +201,7 @@ static void classifier_loss(Bench *b) {
 }
 
 static void loss_add(Bench *b) {
-    op_loss_add(b->be, b->optim.state, b->model.losses, (size_t)b->N);
+    op_loss_add(b->be, b->loss, b->model.losses, (size_t)b->N);
 }
 
 static void zero_dx(Bench *b) {
@@ -208,26 +209,17 @@ static void zero_dx(Bench *b) {
 }
 
 static void grad_norm(Bench *b) {
-    op_grad_norm(b->be, b->optim.state, b->model.grads, b->model.table.elements);
+    optim_measure(&b->optim, &b->model);
 }
 
 static void decide(Bench *b) {
-    op_step_decide(b->be, b->optim.state);
+    optim_decide(&b->optim, &b->model, b->loss, 1);
 }
 
 /* What optim_step does beside the norm and the decision. */
 static void adamw(Bench *b) {
-    const Optim *o = &b->optim;
-    const OptTensors x = {.params = b->model.params,
-        .master = b->model.master,
-        .m = o->m,
-        .v = o->v,
-        .grads = b->model.grads,
-        .ranges = o->ranges,
-        .count = o->count,
-        .work = o->work,
-        .elements = b->model.table.elements};
-    op_adamw(b->be, &x, &b->adam, o->state);
+    if (optim_needs_norms(&b->adam)) optim_sums(&b->optim, &b->model, &b->adam);
+    optim_apply(&b->optim, &b->model, &b->adam);
 }
 
 /* ---- what they must compute and move --------------------------------------------------------- */
@@ -385,10 +377,10 @@ static void report(Bench *b, const char *only) {
 
 static void take_step(Bench *b) {
     Model *m = &b->model;
-    optim_begin(&b->optim, b->be);
+    backend_zero(b->be, b->loss, sizeof *b->loss);
     model_forward(m, b->tokens, b->B, b->T);
-    model_backward(m, b->targets, b->B, b->T, 1.0f / (float)b->N, 0.0f, b->optim.state);
-    optim_step(&b->optim, m, &b->adam);
+    model_backward(m, b->targets, b->B, b->T, 1.0f / (float)b->N, 0.0f, b->loss);
+    optim_step(&b->optim, m, &b->adam, b->loss, 1);
     const StepState s = optim_read(&b->optim, b->be);
     REQUIRE(!s.skipped, "loss %g, squared gradient norm %g", s.loss_sum, s.grad_sumsq);
 }
@@ -404,10 +396,11 @@ static void open_bench(Bench *b) {
     const size_t n = (size_t)b->N;
     b->be = backend_open(&options);
     backend_reserve(b->be, &limits);
-    model_open(&b->model, b->be, &one, b->B, true);
+    model_open(&b->model, b->be, &one, b->B, MODEL_TRAINING);
     model_init(&b->model, (uint64_t)c->seed);
-    optim_open(&b->optim, &b->model, false);
     b->adam = optim_args(c);
+    optim_open(&b->optim, &b->model, &(OptimOptions){.norms = optim_needs_norms(&b->adam)});
+    b->loss = (double *)backend_alloc(b->be, sizeof *b->loss);
     b->adam.lr = 1e-6f; /* thousands of updates on one gradient follow */
     b->dqkv = (act_t *)backend_alloc(b->be, 3 * n * (size_t)b->A * sizeof(act_t));
     b->dout = (act_t *)backend_alloc(b->be, n * (size_t)b->A * sizeof(act_t));
@@ -429,7 +422,8 @@ static void open_bench(Bench *b) {
 static void close_bench(Bench *b) {
     backend_free(b->be, b->dqkv);
     backend_free(b->be, b->dout);
-    optim_close(&b->optim, b->be);
+    backend_free(b->be, b->loss);
+    optim_close(&b->optim, &b->model);
     model_close(&b->model);
     backend_close(b->be);
     free(b->tokens);

@@ -13,6 +13,7 @@
 #include "dev/bench/op_times.h"
 #include "laser/base.h"
 #include "laser/optim.h"
+#include "laser/plan.h"
 #include "laser/rng.h"
 
 enum { SIDE = 1024, WARM_UP = 2, GROUPS = 5, LINE = 256, DEVICE = 256 };
@@ -25,6 +26,7 @@ typedef struct Bench {
     Model model;
     Optim optim;
     AdamArgs adam;
+    double *loss;              /* (1) of a step, in backend memory */
     int32_t *tokens, *targets; /* (B, T) */
     int B, T;
     act_t *matrices;    /* (3, SIDE, SIDE): two factors and the product, in backend memory */
@@ -123,9 +125,10 @@ static void open_bench(Bench *b) {
     const size_t n = size_mul((size_t)b->B, (size_t)b->T);
     b->be = backend_open(&options);
     backend_reserve(b->be, &limits);
-    model_open(&b->model, b->be, s, b->B, true);
+    model_open(&b->model, b->be, s, b->B, MODEL_TRAINING);
     model_init(&b->model, (uint64_t)c->seed);
-    optim_open(&b->optim, &b->model, false);
+    optim_open(&b->optim, &b->model, &(OptimOptions){.decay_all = false});
+    b->loss = (double *)backend_alloc(b->be, sizeof *b->loss);
     b->adam = (AdamArgs){.lr = 1e-4f,
         .beta1 = 0.9f,
         .beta2 = 0.95f,
@@ -144,7 +147,8 @@ static void open_bench(Bench *b) {
 
 static void close_bench(Bench *b) {
     close_gemm(b);
-    optim_close(&b->optim, b->be);
+    backend_free(b->be, b->loss);
+    optim_close(&b->optim, &b->model);
     model_close(&b->model);
     backend_close(b->be);
     free(b->tokens);
@@ -153,11 +157,10 @@ static void close_bench(Bench *b) {
 
 /* One step, as the trainer takes it. */
 static void begin_step(Bench *b) {
-    optim_begin(&b->optim, b->be);
+    backend_zero(b->be, b->loss, sizeof *b->loss);
     model_forward(&b->model, b->tokens, b->B, b->T);
-    model_backward(
-        &b->model, b->targets, b->B, b->T, 1.0f / (float)(b->B * b->T), 0.0f, b->optim.state);
-    optim_step(&b->optim, &b->model, &b->adam);
+    model_backward(&b->model, b->targets, b->B, b->T, 1.0f / (float)(b->B * b->T), 0.0f, b->loss);
+    optim_step(&b->optim, &b->model, &b->adam, b->loss, 1);
 }
 
 static void require_applied(Bench *b) {
@@ -238,7 +241,9 @@ static void report_steady(Bench *b) {
     const BackendOptions options = config_backend(&b->config, 0);
     double ms[GROUPS];
     print_machine(b);
-    model_plan(&b->shape, b->B, &options, &plan);
+    const ParallelOptions alone = parallel_options(&b->config, 1);
+    const PlanShape shape = {&b->shape, b->B, 1, &alone, &options};
+    const size_t planned = plan_memory(&shape, &plan);
     for (int i = 0; i < WARM_UP; i++) (void)take_step(b);
     int n = (int)b->config.steps;
     if (n <= 0) n = 1 + (int)(GROUP_SECONDS / steady_step(b, 2));
@@ -250,7 +255,7 @@ static void report_steady(Bench *b) {
         "  step, median of %d x %d: %.3f ms (best %.3f), %.1f tokens/s, %.1f TFLOP/s (model FLOPs)"
         ", MFU %.2f %% of %.1f TFLOP/s\n  memory, planned: %.3f GiB\n\n",
         GROUPS, n, 1e3 * typical, ms[0], b->B * b->T / typical, rate / 1e12, 100 * rate / peak,
-        peak / 1e12, (double)plan.total / 1073741824.0);
+        peak / 1e12, (double)planned / 1073741824.0);
 }
 
 /* ---- steps on demand, so that a script can interleave programs

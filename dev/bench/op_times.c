@@ -213,16 +213,16 @@ TIMED(op_embed_bwd,
         float scale, const int *BTC),
     (be, dwte, dpos, beta, dx, tokens, scale, BTC), EMBED, DX, 0,
     act_bytes(dpos ? 5 : 3, BTC[0] * BTC[1], BTC[2]))
-TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const RopeArgs *a), (be, qkv, sign, a),
-    EMBED, sign > 0 ? FWD : DX, 0, act_bytes(4, a->B * a->T, a->H * a->HD))
-TIMED(op_grad_norm, (Backend * be, StepState *s, const float *grads, size_t n), (be, s, grads, n),
-    GRAD_NORM, FWD, 0, (double)(n * sizeof *grads))
+TIMED(op_rope, (Backend * be, act_t *qkv, int sign, const RopeArgs *a), (be, qkv, sign, a), EMBED,
+    sign > 0 ? FWD : DX, 0, act_bytes(4, a->B * a->T, a->H * a->HD))
+TIMED(op_square_blocks, (Backend * be, double *squares, const float *x, size_t n),
+    (be, squares, x, n), GRAD_NORM, FWD, 0, (double)(n * sizeof *x))
 TIMED(op_adamw, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s), (be, x, a, s),
-    ADAMW, FWD, 0,
-    (a->lamb                 ? 40.0
-        : a->update_clip > 0 ? 36.0
-                             : 28.0) *
-        (double)x->elements)
+    ADAMW, FWD, 0, 28.0 * (double)x->held)
+TIMED(op_adam_sums, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s),
+    (be, x, a, s), ADAMW, FWD, 0, (a->lamb ? 24.0 : 20.0) * (double)x->held)
+TIMED(op_adam_apply, (Backend * be, const OptTensors *x, const AdamArgs *a, StepState *s),
+    (be, x, a, s), ADAMW, FWD, 0, 16.0 * (double)x->held)
 TIMED(backend_zero, (Backend * be, void *p, size_t bytes), (be, p, bytes), OTHER, FWD, 0,
     (double)bytes)
 

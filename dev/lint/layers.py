@@ -8,6 +8,8 @@ MODEL = CONFIG | {"laser/arena.h", "laser/rng.h", "laser/model.h"}
 TRAIN = MODEL | {
     "laser/optim.h",
     "laser/schedule.h",
+    "laser/comm.h",
+    "laser/parallel.h",
     "laser/safetensors.h",
     "laser/checkpoint.h",
     "laser/json.h",
@@ -48,6 +50,7 @@ LAYERS = [
     ("laser/watch", BASE | {"laser/json.h", "laser/link.h"}),
     ("laser/launch", BASE),
     ("laser/comm", BASE),
+    ("laser/comm_host", SEAM | {"laser/comm.h"}),
     ("laser/comm_single", BASE | {"laser/comm.h", "laser/launch.h"}),
     (
         "laser/comm_mpi",
@@ -69,7 +72,9 @@ LAYERS = [
     ("laser/generate", TEXT),
     ("laser/probe", MODEL | {"laser/json.h", "laser/passes.h"}),
     ("laser/optim", MODEL | {"laser/schedule.h"}),
-    ("laser/checkpoint", TRAIN),
+    ("laser/parallel", MODEL | {"laser/comm.h", "laser/optim.h", "laser/schedule.h"}),
+    ("laser/checkpoint", TRAIN | {"laser/checkpoint_tensors.h"}),
+    ("laser/checkpoint_tensors", TRAIN),
     ("laser/plan", TRAIN),
     ("laser/rundir", TRAIN),
     ("laser/rundata", RUN_DATA),

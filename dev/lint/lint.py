@@ -36,6 +36,7 @@ MUTABLE = {
     ("dev/test/faults/stop_at.c", "writes"): "calls of a whole process, whose code is not ours",
     ("dev/test/faults/at_sum.c", "count"): "the same",
     ("dev/test/faults/at_sum.c", "inside"): "whether one of them is under way",
+    ("dev/test/faults/full_disk.c", "used"): "bytes of a whole process, whose code is not ours",
     ("dev/bench/op_times.c", "times"): "the operations it stands in for have no room for a pointer",
     ("dev/emu/launch.cc", "emu_place_of_thread"): "threadIdx and its like",
     ("dev/emu/launch.cc", "emu_machine"): "the one device; CUDA's calls have no room for a pointer",

@@ -35,12 +35,14 @@ void rig_open(Rig *r, const ModelConfig *c, int B, int threads) {
     const BackendLimits limits = model_limits(c, B);
     r->be = backend_open(&options);
     backend_reserve(r->be, &limits);
-    model_open(&r->m, r->be, c, B, true);
-    optim_open(&r->o, &r->m, false);
+    model_open(&r->m, r->be, c, B, MODEL_TRAINING);
+    optim_open(&r->o, &r->m, &(OptimOptions){.norms = true});
+    r->loss = backend_alloc(r->be, sizeof *r->loss);
 }
 
 void rig_close(Rig *r) {
-    optim_close(&r->o, r->be);
+    backend_free(r->be, r->loss);
+    optim_close(&r->o, &r->m);
     model_close(&r->m);
     backend_close(r->be);
     memset(r, 0, sizeof *r);
@@ -49,12 +51,18 @@ void rig_close(Rig *r) {
 double rig_gradients(
     Rig *r, const int32_t *tokens, const int32_t *targets, int B, int T, int micro) {
     REQUIRE(B % micro == 0, "%d sequences, %d at a time", B, micro);
-    optim_begin(&r->o, r->be);
+    backend_zero(r->be, r->loss, sizeof *r->loss);
     for (int b = 0; b < B; b += micro) {
         model_forward(&r->m, tokens + b * T, micro, T);
-        model_backward(&r->m, targets + b * T, micro, T, 1.0f / (float)(B * T), b > 0, r->o.state);
+        model_backward(&r->m, targets + b * T, micro, T, 1.0f / (float)(B * T), b > 0, r->loss);
     }
-    return optim_read(&r->o, r->be).loss_sum / (B * T);
+    double sum;
+    backend_download(r->be, &sum, r->loss, sizeof sum);
+    return sum / (B * T);
+}
+
+void rig_step(Rig *r, const AdamArgs *a) {
+    optim_step(&r->o, &r->m, a, r->loss, 1);
 }
 
 float *rig_floats(Rig *r, const float *p, size_t n) {

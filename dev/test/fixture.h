@@ -13,6 +13,7 @@ typedef struct Rig {
     Backend *be;
     Model m;
     Optim o;
+    double *loss; /* (1) of rig_gradients, a sum over tokens; backend memory */
 } Rig;
 
 ModelConfig rig_small_config(void); /* every option in use; no size divides another */
@@ -26,6 +27,7 @@ void rig_close(Rig *r);
  * returns that loss. */
 double rig_gradients(
     Rig *r, const int32_t *tokens, const int32_t *targets, int B, int T, int micro);
+void rig_step(Rig *r, const AdamArgs *a);            /* one update by these gradients */
 float *rig_floats(Rig *r, const float *p, size_t n); /* copy of backend memory, malloced */
 /* Logits of the last forward pass, (rows, V), malloced. */
 float *rig_logits(Rig *r, int rows);

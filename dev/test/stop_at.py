@@ -1,23 +1,24 @@
-"""Ends a program as kill -9 does at a moment that is counted, not timed (faults/stop_at.c): for
-tests that have to fail or pass alike however busy the machine is."""
+"""Ends a program as kill -9 does at a moment that is counted, not timed (faults/stop_at.c), and
+builds what else is loaded into programs to fail: for tests that have to fail or pass alike however
+busy the machine is."""
 
 import os
 import signal
 import subprocess
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "faults", "stop_at.c")
+FAULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "faults")
 
 
-def build(folder):
+def build(folder, name="stop_at"):
     """(path of the library, None) or (None, why there is none)."""
-    library = os.path.join(folder, "stop_at.so")
-    command = [os.environ.get("CC", "cc"), "-D_GNU_SOURCE", "-shared", "-fPIC", "-O1", SOURCE]
+    library, source = os.path.join(folder, f"{name}.so"), os.path.join(FAULTS, f"{name}.c")
+    command = [os.environ.get("CC", "cc"), "-D_GNU_SOURCE", "-shared", "-fPIC", "-O1", source]
     try:
         done = subprocess.run([*command, "-o", library, "-ldl"], capture_output=True)
     except OSError as error:
-        return None, f"{SOURCE} cannot be compiled: {error}"
+        return None, f"{source} cannot be compiled: {error}"
     if done.returncode != 0:
-        return None, f"{SOURCE} cannot be compiled: {done.stderr.decode(errors='replace')}"
+        return None, f"{source} cannot be compiled: {done.stderr.decode(errors='replace')}"
     return library, None
 
 

@@ -22,10 +22,17 @@ typedef struct AdamRun {
     bool skip, zero_gradients;
 } AdamRun;
 
-/* Three tensors with holes between them: what lies outside the ranges must not change. */
+/* Tensors with holes between them, the last in two blocks: what lies outside the ranges must not
+ * change. */
 static AdamRun small_run(const AdamCase *c) {
-    static const OptRange ranges[] = {{0, 37, 1, 0}, {48, 1, 0, 1}, {64, 2901, 1, 1}};
-    return (AdamRun){.c = c, .ranges = ranges, .count = COUNT(ranges), .n = 3000, .std = 0.5};
+    static const OptRange ranges[] = {
+        {.offset = 0, .count = 37, .decay = 1},
+        {.offset = 48, .count = 1, .center = 1},
+        {.offset = 64, .count = 2901, .decay = 1, .center = 1},
+        {.offset = 2976, .count = 3001, .decay = 1},
+    };
+    return (AdamRun){
+        .c = c, .ranges = ranges, .count = COUNT(ranges), .n = 2 * OPT_BLOCK, .std = 0.5};
 }
 
 static AdamArgs adam_args(const AdamCase *c) {
@@ -59,32 +66,24 @@ static void adam_fill(Bench *b, const AdamRun *run) {
 /* The state after the update. */
 static StepState adam_run(Bench *b, const AdamRun *run) {
     const Tensor *at = b->tensors;
-    const size_t ranges = (size_t)run->count;
+    const StepState before = {.updates = run->c->updates};
+    const AdamArgs a = adam_args(run->c);
+    Tables tables;
     backend_reserve(b->be, &limits);
     adam_fill(b, run);
-    StepState *s = state_new(b, (StepState){.updates = run->c->updates});
-    op_grad_norm(b->be, s, tensor_float(&at[ADAM_GRADS]), run->n);
-    op_step_decide(b->be, s);
-    StepState decided = state_read(b, s);
+    tables_open(b, &tables, run->ranges, run->count, run->n);
+    tables.x.params = tensor_act(&at[ADAM_PARAMS]);
+    tables.x.master = tensor_float(&at[ADAM_MASTER]);
+    tables.x.m = tensor_float(&at[ADAM_M]), tables.x.v = tensor_float(&at[ADAM_V]);
+    tables.x.grads = tensor_float(&at[ADAM_GRADS]);
+    backend_upload(b->be, tables.state, &before, sizeof before);
+    tables_decide(b, &tables);
+    StepState decided = state_read(b, tables.state);
     decided.skipped = run->skip;
-    backend_upload(b->be, s, &decided, sizeof decided);
-    AdamArgs a = adam_args(run->c);
-    OptTensors x = {.params = tensor_act(&at[ADAM_PARAMS]),
-        .master = tensor_float(&at[ADAM_MASTER]),
-        .m = tensor_float(&at[ADAM_M]),
-        .v = tensor_float(&at[ADAM_V]),
-        .grads = tensor_float(&at[ADAM_GRADS]),
-        .count = run->count,
-        .elements = run->n};
-    OptRange *held = backend_alloc(b->be, ranges * sizeof *held);
-    backend_upload(b->be, held, run->ranges, ranges * sizeof *held);
-    x.ranges = held;
-    x.work = backend_alloc(b->be, ranges * OPT_WORK * sizeof *x.work);
-    op_adamw(b->be, &x, &a, s);
-    backend_free(b->be, held);
-    backend_free(b->be, x.work);
-    decided = state_read(b, s);
-    backend_free(b->be, s);
+    backend_upload(b->be, tables.state, &decided, sizeof decided);
+    tables_update(b, &tables, &a);
+    decided = state_read(b, tables.state);
+    tables_close(b, &tables);
     return decided;
 }
 
@@ -223,8 +222,9 @@ static double lost_norm(const double *x, size_t n, bool in_float) {
 void test_adam_large(Test *t) {
     static const AdamCase rules[] = {{"large, LAMB", 1, 0.9, 0.99, 1e-8, 0.1, 0, 0, 0.01, 0, true},
         {"large, update clipping", 1, 0.9, 0.99, 1e-8, 0, 0, 0.5, 0.01, 0, false}};
-    const size_t n = bench_emulated() ? 40000 : 240000, half = n / 2;
-    const OptRange ranges[] = {{5, half - 11, 1, 0}, {half, half - 3, 1, 1}};
+    const size_t n = (bench_emulated() ? 10 : 60) * (size_t)OPT_BLOCK, half = n / 2;
+    const OptRange ranges[] = {{.offset = 16, .count = half - 27, .decay = 1},
+        {.offset = half, .count = half - 3, .decay = 1, .center = 1}};
     for (int i = 0; i < COUNT(rules); i++) {
         const AdamRun run = {.c = &rules[i],
             .ranges = ranges,
@@ -303,10 +303,12 @@ void test_adam_bad_weights(Test *t) {
             bench_open(&b, t, run.c->label, NULL, 1);
             StepState now = adam_run(&b, &run);
             CHECK_INT(t, now.bad_weights, bad);
+            double *zeros = backend_alloc(b.be, 3 * sizeof *zeros);
             StepState *s = state_new(&b, now);
-            op_step_decide(b.be, s);
+            op_bad_weights(b.be, zeros + 2, s);
+            op_step_decide(b.be, s, &(StepSums){zeros, zeros + 1, zeros + 2, 1, 1});
             CHECK_INT(t, state_read(&b, s).skipped, bad);
-            backend_free(b.be, s);
+            backend_free(b.be, s), backend_free(b.be, zeros);
             bench_close(&b);
         }
     }

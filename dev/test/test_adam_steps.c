@@ -18,7 +18,7 @@ enum { MOST = 16 }; /* tensors */
 typedef struct Problem {
     StFile file;
     int tensors, steps;
-    size_t n; /* elements of all tensors */
+    size_t n; /* elements of the arena in which they lie, whole blocks */
     OptRange ranges[MOST];
     bool matrix[MOST];
     float *rates, *init, *grads; /* (steps), (n), (steps, n) */
@@ -33,24 +33,43 @@ static void *problem_read(const Problem *p, const char *name, StType type, size_
     return x;
 }
 
+/* The tensors of `rows` arrays, which a file has one behind the other, at their places in as many
+ * arenas; frees packed. */
+static float *spread(const Problem *p, float *packed, size_t rows) {
+    float *arenas = xcalloc(rows * p->n, sizeof *arenas), *from = packed;
+    for (size_t r = 0; r < rows; r++)
+        for (int i = 0; i < p->tensors; i++) {
+            const OptRange *x = &p->ranges[i];
+            memcpy(arenas + r * p->n + x->offset, from, x->count * sizeof *from);
+            from += x->count;
+        }
+    free(packed);
+    return arenas;
+}
+
 static void problem_open(Problem *p) {
-    size_t count, total;
+    size_t count, total, all = 0;
     memset(p, 0, sizeof *p);
     st_open(&p->file, "dev/ref/fixtures/optim.safetensors");
     int64_t *table = problem_read(p, "tensors", ST_I64, &count);
     p->tensors = (int)count / 3;
     REQUIRE(p->tensors <= MOST, "%d tensors", p->tensors);
     for (int i = 0; i < p->tensors; i++) {
-        p->ranges[i] = (OptRange){p->n, (size_t)table[3 * i], 1, (float)table[3 * i + 2]};
+        const size_t n = (size_t)table[3 * i];
+        p->ranges[i] =
+            (OptRange){.offset = p->n, .count = n, .decay = 1, .center = (float)table[3 * i + 2]};
         p->matrix[i] = table[3 * i + 1] != 0;
-        p->n += p->ranges[i].count;
+        p->n += (n + 15) / 16 * 16, all += n;
     }
+    p->n = (p->n + OPT_BLOCK - 1) / OPT_BLOCK * OPT_BLOCK;
     free(table);
     p->rates = problem_read(p, "rates", ST_F32, &count);
     p->steps = (int)count;
     p->init = problem_read(p, "init", ST_F32, &count);
     p->grads = problem_read(p, "grads", ST_F32, &total);
-    REQUIRE(count == p->n && total == count * (size_t)p->steps, "%zu, %zu", count, total);
+    REQUIRE(count == all && total == count * (size_t)p->steps, "%zu, %zu", count, total);
+    p->init = spread(p, p->init, 1);
+    p->grads = spread(p, p->grads, (size_t)p->steps);
 }
 
 static void problem_close(Problem *p) {
@@ -75,7 +94,8 @@ static AdamArgs case_open(Problem *p, const char *name) {
 /* The first `steps` steps; b->tensors are then weights, master, m, v and the last gradients. */
 static void steps_run(Bench *b, const Problem *p, const AdamArgs *args, int steps) {
     enum { PARAMS, MASTER, M, V, GRADS };
-    const size_t n = p->n, ranges = (size_t)p->tensors * sizeof *p->ranges;
+    const size_t n = p->n;
+    Tables tables;
     double *zeros = bench_doubles(b, n), *init = bench_doubles(b, n);
     for (size_t i = 0; i < n; i++) init[i] = (double)p->init[i];
     bench_output(b, TENSOR_ACT, n);
@@ -83,28 +103,20 @@ static void steps_run(Bench *b, const Problem *p, const AdamArgs *args, int step
     for (int i = M; i <= GRADS; i++) bench_values(b, TENSOR_FLOAT, zeros, n);
     const Tensor *at = b->tensors;
     float *grads = tensor_float(&at[GRADS]);
-    OptRange *held = backend_alloc(b->be, ranges);
-    backend_upload(b->be, held, p->ranges, ranges);
-    OptTensors x = {.params = tensor_act(&at[PARAMS]),
-        .master = tensor_float(&at[MASTER]),
-        .m = tensor_float(&at[M]),
-        .v = tensor_float(&at[V]),
-        .grads = grads,
-        .ranges = held,
-        .count = p->tensors,
-        .elements = n};
-    x.work = backend_alloc(b->be, (size_t)p->tensors * OPT_WORK * sizeof *x.work);
-    StepState *s = state_new(b, (StepState){.updates = 0});
+    tables_open(b, &tables, p->ranges, p->tensors, n);
+    tables.x.params = tensor_act(&at[PARAMS]);
+    tables.x.master = tensor_float(&at[MASTER]);
+    tables.x.m = tensor_float(&at[M]), tables.x.v = tensor_float(&at[V]);
+    tables.x.grads = grads;
     for (int k = 0; k < steps; k++) {
         AdamArgs a = *args;
         a.lr = p->rates[k];
         backend_upload(b->be, grads, p->grads + (size_t)k * n, n * sizeof *grads);
-        op_grad_norm(b->be, s, grads, n);
-        op_step_decide(b->be, s);
-        op_adamw(b->be, &x, &a, s);
+        tables_decide(b, &tables);
+        tables_update(b, &tables, &a);
     }
-    CHECK_INT(b->t, state_read(b, s).updates, steps);
-    backend_free(b->be, held), backend_free(b->be, x.work), backend_free(b->be, s);
+    CHECK_INT(b->t, state_read(b, tables.state).updates, steps);
+    tables_close(b, &tables);
 }
 
 /* ---- the oracle, rightly and with planted errors --------------------------------------------- */
@@ -272,7 +284,7 @@ static void check_steps(Test *t, Problem *p, const char *name, int steps) {
     const AdamArgs a = case_open(p, name);
     steps_run(&b, p, &a, steps);
     format(full, sizeof full, "%s.%s", name, steps == 1 ? "first" : "final");
-    float *numpy = problem_read(p, full, ST_F32, &count);
+    float *numpy = spread(p, problem_read(p, full, ST_F32, &count), 1);
     double *tol, *ignored, *oracle = oracle_run(&b, p, &a, steps, RIGHT, &tol);
     double *want = bench_doubles(&b, p->n);
     for (size_t i = 0; i < p->n; i++) {
@@ -397,8 +409,7 @@ void test_adam_per_tensor(Test *t) {
         float *start = rig_floats(&r, r.m.master, n);
         float *grads = graded_gradients(&r.m.table, a.eps);
         backend_upload(r.be, r.m.grads, grads, n * sizeof *grads);
-        optim_begin(&r.o, r.be);
-        optim_step(&r.o, &r.m, &a);
+        rig_step(&r, &a);
         float *end = rig_floats(&r, r.m.master, n);
         check_tensors(t, &a, &r.m.table, start, end, grads);
         free(start), free(grads), free(end);

@@ -38,7 +38,7 @@ static void check_learns(Test *t, const ModelConfig *model) {
     for (; steps < STEPS && loss > 0.05; steps++) {
         loss = rig_gradients(&r, tokens, targets, B, c.T, B);
         if (steps == 0) first = loss;
-        optim_step(&r.o, &r.m, &a);
+        rig_step(&r, &a);
     }
     CHECK(t, fabs(first - log(c.V)) < 0.5, "first loss %g, ln V is %g", first, log(c.V));
     CHECK(t, loss <= 0.05, "loss %g after %d steps", loss, steps);
@@ -221,7 +221,7 @@ static void second_step_allocates_nothing(Test *t) {
     int64_t allocations = 0;
     for (int step = 0; step < 3; step++) {
         rig_gradients(&r, tokens, tokens, 2, c.T, 1);
-        optim_step(&r.o, &r.m, &a);
+        rig_step(&r, &a);
         model_forward(&r.m, tokens, 1, c.T);
         free(rig_logits(&r, 3));
         if (step == 0) allocations = backend_allocations(r.be);
@@ -248,7 +248,7 @@ static void nan_step(Test *t) {
         const float bad = step == 1 ? NAN : INFINITY;
         const bool skip = step == 1 || step == 2;
         if (skip) backend_upload(r.be, r.m.grads + n / 3, &bad, sizeof bad);
-        optim_step(&r.o, &r.m, &a);
+        rig_step(&r, &a);
         const StepState s = optim_read(&r.o, r.be);
         CHECK_INT(t, s.skipped, skip);
         CHECK_INT(t, s.updates, step < 3 ? 1 : 2);
@@ -277,7 +277,7 @@ static bool gives_up(Rig *r, const int32_t *tokens, int i) {
     }
     for (int step = 0; step < 2; step++) {
         rig_gradients(r, tokens, tokens, 1, r->m.config.T, 1);
-        optim_step(&r->o, &r->m, &a);
+        rig_step(r, &a);
     }
     return optim_read(&r->o, r->be).skipped;
 }

@@ -8,6 +8,7 @@
 #include "dev/ref/ops_ref.h"
 #include "dev/test/optim_cases.h"
 #include "dev/test/tensor.h"
+#include "laser/rng.h"
 
 static const BackendLimits limits = {1, 1, 1, 1, 1, 1, 1, 2, false};
 
@@ -23,38 +24,131 @@ StepState state_read(Bench *b, const StepState *p) {
     return s;
 }
 
+void tables_open(Bench *b, Tables *t, const OptRange *ranges, int count, size_t n) {
+    const size_t many = (size_t)count, blocks = n / OPT_BLOCK;
+    REQUIRE(n % OPT_BLOCK == 0, "%zu elements", n);
+    OptRange *held = xcalloc(many, sizeof *held);
+    OptTensor *tensors = xcalloc(many, sizeof *tensors);
+    for (int i = 0; i < count; i++) {
+        held[i] = ranges[i];
+        held[i].held = ranges[i].offset, held[i].tensor = i;
+        tensors[i] = (OptTensor){ranges[i].offset, ranges[i].count, ranges[i].decay};
+    }
+    OptRange *device_ranges = backend_alloc(b->be, many * sizeof *held);
+    OptTensor *device_tensors = backend_alloc(b->be, many * sizeof *tensors);
+    backend_upload(b->be, device_ranges, held, many * sizeof *held);
+    backend_upload(b->be, device_tensors, tensors, many * sizeof *tensors);
+    free(held), free(tensors);
+    *t = (Tables){.x = {.ranges = device_ranges,
+                      .count = count,
+                      .held = n,
+                      .tensors = device_tensors,
+                      .tensor_count = count,
+                      .blocks = blocks}};
+    t->x.sums = backend_alloc(b->be, (blocks + many) * sizeof *t->x.sums);
+    t->x.factors = backend_alloc(b->be, 2 * many * sizeof *t->x.factors);
+    t->measures = backend_alloc(b->be, (blocks + 1) * sizeof *t->measures);
+    t->losses = backend_alloc(b->be, sizeof *t->losses);
+    t->state = state_new(b, (StepState){0});
+}
+
+void tables_close(Bench *b, Tables *t) {
+    backend_free(b->be, (void *)t->x.ranges), backend_free(b->be, (void *)t->x.tensors);
+    backend_free(b->be, t->x.sums), backend_free(b->be, t->x.factors);
+    backend_free(b->be, t->measures), backend_free(b->be, t->losses);
+    backend_free(b->be, t->state);
+}
+
+void tables_decide(Bench *b, Tables *t) {
+    const size_t blocks = t->x.blocks;
+    op_square_blocks(b->be, t->measures, t->x.grads, blocks * OPT_BLOCK);
+    op_bad_weights(b->be, t->measures + blocks, t->state);
+    op_step_decide(
+        b->be, t->state, &(StepSums){t->losses, t->measures, t->measures + blocks, 1, blocks});
+}
+
+void tables_update(Bench *b, Tables *t, const AdamArgs *a) {
+    if (!a->lamb && !(a->update_clip > 0)) {
+        op_adamw(b->be, &t->x, a, t->state);
+        return;
+    }
+    op_adam_sums(b->be, &t->x, a, t->state);
+    op_adam_apply(b->be, &t->x, a, t->state);
+}
+
 /* ---- sums ------------------------------------------------------------------------------------ */
 
+static double *doubles_new(Bench *b, const double *host, size_t n) {
+    double *p = backend_alloc(b->be, n * sizeof *p);
+    backend_upload(b->be, p, host, n * sizeof *p);
+    return p;
+}
+
+static double double_read(Bench *b, const double *p) {
+    double x;
+    backend_download(b->be, &x, p, sizeof x);
+    return x;
+}
+
 /* Sums of n terms; in double or in float, no worse than gamma(n) of the absolute sum. */
-static void sums_equal(Test *t) {
+static void loss_sums(Test *t) {
     const int sizes[] = {1, 15, 16, 17, 1000, 70003};
     for (int i = 0; i < COUNT(sizes); i++) {
         const size_t n = (size_t)sizes[i];
         Bench b;
         bench_open(&b, t, "sums", &limits, 1);
         Tensor *x = bench_random(&b, TENSOR_FLOAT, n, 3, 1);
-        StepState *s = state_new(&b, (StepState){.loss_sum = 10.5, .grad_sumsq = 3});
-        double sum = 10.5, sum_abs = 10.5, squares = 0;
+        double before = 10.5, sum = before, sum_abs = before, rest = before;
+        double *p = doubles_new(&b, &before, 1);
         for (size_t k = 0; k < n; k++) {
-            sum += x->in[k], sum_abs += fabs(x->in[k]), squares += x->in[k] * x->in[k];
+            sum += x->in[k], sum_abs += fabs(x->in[k]);
+            if (k < n - (n + 63) / 64) rest += x->in[k];
         }
-        op_loss_add(b.be, s, tensor_float(x), n);
-        op_grad_norm(b.be, s, tensor_float(x), n);
-        StepState got = state_read(&b, s);
-        const double gamma = ref_gamma((double)n + 1);
-        CHECK_NEAR(t, got.loss_sum, sum, gamma * sum_abs);
-        CHECK_NEAR(t, got.grad_sumsq, squares, gamma * squares);
-        double rest = 0; /* planted: the last 64th is forgotten */
-        for (size_t k = 0; k < n - (n + 63) / 64; k++) rest += x->in[k] * x->in[k];
-        CHECK(
-            t, fabs(got.grad_sumsq - rest) > gamma * squares, "n %zu: a missing end would pass", n);
-        op_loss_add(b.be, s, tensor_float(x), n);
-        op_grad_norm(b.be, s, tensor_float(x), n);
-        StepState again = state_read(&b, s);
-        CHECK(t, again.grad_sumsq == got.grad_sumsq, "%.17g, then %.17g", got.grad_sumsq,
-            again.grad_sumsq);
-        CHECK_NEAR(t, again.loss_sum, 2 * sum - 10.5, 2 * gamma * sum_abs);
-        backend_free(b.be, s);
+        op_loss_add(b.be, p, tensor_float(x), n);
+        const double tol = ref_gamma((double)n + 1) * sum_abs, got = double_read(&b, p);
+        CHECK_NEAR(t, got, sum, tol);
+        /* planted: the last 64th is forgotten */
+        CHECK(t, fabs(got - rest) > tol, "n %zu: a missing end would pass", n);
+        op_loss_add(b.be, p, tensor_float(x), n);
+        CHECK_NEAR(t, double_read(&b, p), 2 * sum - before, 2 * tol);
+        backend_free(b.be, p);
+        bench_close(&b);
+    }
+}
+
+/* Each block against the oracle; and the same bits where the blocks are computed in two calls. */
+static void squares_of_blocks(Test *t) {
+    const size_t counts[] = {1, 2, 9, 67};
+    const double unwritten = -7;
+    for (int i = 0; i < COUNT(counts); i++) {
+        const size_t blocks = counts[i], half = blocks / 2, n = blocks * OPT_BLOCK;
+        Bench b;
+        bench_open(&b, t, "squares", &limits, 2);
+        Tensor *x = bench_random(&b, TENSOR_FLOAT, n, 3, 1);
+        double *got = bench_doubles(&b, blocks + 1), *parts = bench_doubles(&b, blocks);
+        double *p = backend_alloc(b.be, (blocks + 1) * sizeof *p);
+        backend_upload(b.be, p + blocks, &unwritten, sizeof *p);
+        op_square_blocks(b.be, p, tensor_float(x), n);
+        backend_download(b.be, got, p, (blocks + 1) * sizeof *p);
+        CHECK_NEAR(t, got[blocks], unwritten, 0);
+        for (size_t k = 0; k < blocks; k++) {
+            double want = 0, most = 0;
+            const double *in = x->in + k * OPT_BLOCK;
+            for (size_t j = 0; j < OPT_BLOCK; j++) {
+                want += in[j] * in[j];
+                if (j < OPT_BLOCK - 64) most = want;
+            }
+            const double tol = ref_gamma(OPT_BLOCK) * want;
+            CHECK_NEAR(t, got[k], want, tol);
+            /* planted: the last 64th is forgotten */
+            CHECK(t, fabs(got[k] - most) > tol, "block %zu: a missing end would pass", k);
+        }
+        op_square_blocks(b.be, p + half, tensor_float(x) + half * OPT_BLOCK, n - half * OPT_BLOCK);
+        if (half) op_square_blocks(b.be, p, tensor_float(x), half * OPT_BLOCK);
+        backend_download(b.be, parts, p, blocks * sizeof *p);
+        CHECK(t, memcmp(got, parts, blocks * sizeof *p) == 0, "%zu blocks, other bits in two calls",
+            blocks);
+        backend_free(b.be, p);
         bench_close(&b);
     }
 }
@@ -65,38 +159,106 @@ static void tiny_and_huge_norms(Test *t) {
     for (int i = 0; i < 2; i++) {
         Bench b;
         bench_open(&b, t, "norm", &limits, 1);
-        const double x[3] = {values[i], -values[i], values[i]};
-        Tensor *g = bench_values(&b, TENSOR_FLOAT, x, 3);
-        StepState *s = state_new(&b, (StepState){0});
-        op_grad_norm(b.be, s, tensor_float(g), 3);
+        double *x = bench_doubles(&b, OPT_BLOCK), zero = 0;
+        x[0] = values[i], x[1000] = -values[i], x[OPT_BLOCK - 1] = values[i];
+        Tensor *g = bench_values(&b, TENSOR_FLOAT, x, OPT_BLOCK);
+        double *p = doubles_new(&b, &zero, 1);
+        op_square_blocks(b.be, p, tensor_float(g), OPT_BLOCK);
         const double want = 3 * values[i] * values[i];
-        CHECK_NEAR(t, state_read(&b, s).grad_sumsq, want, 1e-6 * want);
-        backend_free(b.be, s);
+        CHECK_NEAR(t, double_read(&b, p), want, 1e-6 * want);
+        backend_free(b.be, p);
         bench_close(&b);
     }
 }
 
-static void decision(Test *t) {
-    const struct {
-        double loss, sumsq;
-        int skipped;
-    } rows[] = {{1, 2, 0}, {NAN, 2, 1}, {1, NAN, 1}, {INFINITY, 1, 1}, {1, INFINITY, 1}, {0, 0, 0},
-        {-INFINITY, 0, 1}, {3, 1e300, 0}};
+static void sums_of_vectors(Test *t) {
+    const int sizes[] = {1, 3, 16, 1000, 140003};
+    for (int i = 0; i < COUNT(sizes); i++) {
+        const size_t n = (size_t)sizes[i];
+        Bench b;
+        bench_open(&b, t, "x += y", &limits, 2);
+        Tensor *x = bench_random(&b, TENSOR_FLOAT, n, 3, 1);
+        Tensor *y = bench_random(&b, TENSOR_FLOAT, n, 3, 1);
+        op_add(b.be, tensor_float(x), tensor_float(y), n);
+        const double *got = tensor_read(&b, x), *other = tensor_read(&b, y);
+        size_t wrong = 0, unchanged = 0;
+        for (size_t k = 0; k < n; k++) {
+            wrong += got[k] != float_value(x->in[k] + y->in[k]) || other[k] != y->in[k];
+            unchanged += got[k] == x->in[k];
+        }
+        CHECK(t, wrong == 0 && unchanged == 0, "%zu of %zu sums are wrong, %zu as before", wrong, n,
+            unchanged);
+        bench_close(&b);
+    }
+}
+
+/* ---- the decision ---- */
+
+typedef struct Decision {
+    double loss, square; /* added to one of each */
+    double bad;
+    int skipped;
+} Decision;
+
+/* Sums of so many losses and squares, one of which may be what stops the step. */
+static void check_decisions(Test *t, size_t losses, size_t blocks) {
+    const Decision rows[] = {{1, 2, 0, 0}, {NAN, 2, 0, 1}, {1, NAN, 0, 1}, {INFINITY, 1, 0, 1},
+        {1, INFINITY, 0, 1}, {0, 0, 0, 0}, {-INFINITY, 0, 0, 1}, {3, 1e300, 0, 0}, {1, 2, 3, 1},
+        {1, 2, 0, 0}};
     Bench b;
     bench_open(&b, t, "decision", &limits, 1);
-    StepState *s = state_new(&b, (StepState){0});
+    double *l = bench_doubles(&b, losses), *q = bench_doubles(&b, blocks + 1);
     int64_t updates = 41;
+    StepState *s = state_new(&b, (StepState){.updates = updates});
     for (int i = 0; i < COUNT(rows); i++) {
-        StepState now = state_read(&b, s);
-        now.loss_sum = rows[i].loss, now.grad_sumsq = rows[i].sumsq;
-        if (i == 0) now.updates = updates;
-        backend_upload(b.be, s, &now, sizeof now);
-        op_step_decide(b.be, s);
+        double loss = 0, square = 0;
+        for (size_t k = 0; k < losses; k++) l[k] = 2 + rng_normal(5, RNG_TEST, k);
+        for (size_t k = 0; k < blocks; k++) q[k] = exp(3 * rng_normal(6, RNG_TEST, k));
+        l[losses - 1] += rows[i].loss, q[(size_t)i * 7919 % blocks] += rows[i].square;
+        q[blocks] = rows[i].bad;
+        for (size_t k = 0; k < losses; k++) loss += l[k];
+        for (size_t k = 0; k < blocks; k++) square += q[k];
+        double *lp = doubles_new(&b, l, losses), *qp = doubles_new(&b, q, blocks + 1);
+        op_step_decide(b.be, s, &(StepSums){lp, qp, qp + blocks, losses, blocks});
+        const StepState got = state_read(&b, s);
         updates += !rows[i].skipped;
-        CHECK_INT(t, state_read(&b, s).skipped, rows[i].skipped);
-        CHECK_INT(t, state_read(&b, s).updates, updates);
+        CHECK_INT(t, got.skipped, rows[i].skipped);
+        CHECK_INT(t, got.updates, updates);
+        CHECK_INT(t, got.bad_weights, rows[i].bad > 0);
+        if (!rows[i].skipped) {
+            /* sums of positive numbers in double, in two orders; a loss of 4 and less may be < 0 */
+            const double u = 0x1p-53 * 2;
+            CHECK_NEAR(t, got.loss_sum, loss, u * (double)losses * 5 * (double)losses);
+            CHECK_NEAR(t, got.grad_sumsq, square, u * (double)blocks * square);
+            /* planted: the last block, or one loss, is forgotten */
+            CHECK(t,
+                fabs(got.grad_sumsq - (square - q[blocks - 1])) > u * (double)blocks * square ||
+                    square > 1e299,
+                "a missing block would pass: %g of %g", q[blocks - 1], square);
+        }
+        backend_free(b.be, lp), backend_free(b.be, qp);
     }
     backend_free(b.be, s);
+    bench_close(&b);
+}
+
+static void decision(Test *t) {
+    check_decisions(t, 1, 1);
+    check_decisions(t, 3, 130);
+    check_decisions(t, 1500, 5003); /* more than any block of threads */
+}
+
+static void bad_weights_are_told(Test *t) {
+    Bench b;
+    bench_open(&b, t, "bad weights", &limits, 1);
+    for (int bad = 0; bad < 2; bad++) {
+        const double before = 5;
+        StepState *s = state_new(&b, (StepState){.bad_weights = bad, .skipped = !bad});
+        double *p = doubles_new(&b, &before, 1);
+        op_bad_weights(b.be, p, s);
+        CHECK_NEAR(t, double_read(&b, p), (double)bad, 0);
+        backend_free(b.be, p), backend_free(b.be, s);
+    }
     bench_close(&b);
 }
 
@@ -108,7 +270,8 @@ static void reads_keep_their_place(Test *t) {
     bench_open(&b, t, "reads", &limits, 1);
     const double ones[4] = {1, 1, 1, 1};
     float *x = tensor_float(bench_values(&b, TENSOR_FLOAT, ones, 4));
-    StepState *s = state_new(&b, (StepState){.loss_sum = 100});
+    const double start = 100;
+    double *s = doubles_new(&b, &start, 1);
     for (int turn = 0; turn < 3; turn++) {
         for (int slot = 0; slot < BACKEND_READ_SLOTS; slot++) {
             op_loss_add(b.be, s, x, (size_t)slot + 1);
@@ -119,11 +282,11 @@ static void reads_keep_their_place(Test *t) {
         for (int slot = 0; slot < BACKEND_READ_SLOTS; slot++) want[slot] = sum += slot + 1;
         for (int i = 0; i < BACKEND_READ_SLOTS; i++) {
             const int slot = (3 * i + turn) % BACKEND_READ_SLOTS; /* 3: every slot once */
-            StepState got;
+            double got;
             backend_read_end(b.be, slot, &got);
-            CHECK_NEAR(t, got.loss_sum, want[slot], 0);
+            CHECK_NEAR(t, got, want[slot], 0);
         }
-        CHECK_NEAR(t, state_read(&b, s).loss_sum, sum + 4, 0);
+        CHECK_NEAR(t, double_read(&b, s), sum + 4, 0);
     }
     backend_free(b.be, s);
     bench_close(&b);
@@ -161,6 +324,26 @@ static void sends_keep_their_place(Test *t) {
     }
     backend_free(b.be, x);
     bench_close(&b);
+}
+
+/* What was there when the copy was called, though it is changed at once. */
+static void copies_keep_their_place(Test *t) {
+    const size_t sizes[] = {1, 1000, 1200001};
+    for (int i = 0; i < COUNT(sizes); i++) {
+        const size_t n = sizes[i];
+        Bench b;
+        bench_open(&b, t, "copy", &limits, 2);
+        Tensor *x = bench_random(&b, TENSOR_FLOAT, n, 3, 1), *y = bench_output(&b, TENSOR_FLOAT, n);
+        for (int turn = 1; turn <= 2; turn++) {
+            backend_copy(b.be, tensor_float(y), tensor_float(x), n * sizeof(float));
+            op_add(b.be, tensor_float(x), tensor_float(x), n);
+        }
+        const double *got = tensor_read(&b, y);
+        size_t wrong = 0;
+        for (size_t k = 0; k < n; k++) wrong += got[k] != 2 * x->in[k];
+        CHECK(t, wrong == 0, "%zu of %zu are not what was there", wrong, n);
+        bench_close(&b);
+    }
 }
 
 /* ---- checksum -------------------------------------------------------------------------------- */
@@ -218,13 +401,19 @@ static void checksums(Test *t) {
 
 const TestCase *test_optim(int *count) {
     static const TestCase cases[] = {
-        {"optim: loss sum and gradient norm equal the oracle", sums_equal},
+        {"optim: sums of losses equal the oracle", loss_sums},
+        {"optim: squares of blocks equal the oracle, in any calls the same bits",
+            squares_of_blocks},
+        {"optim: x += y is rounded once", sums_of_vectors},
         {"optim: the norm holds squares that a float cannot", tiny_and_huge_norms},
-        {"optim: a step is skipped where loss or norm is not finite", decision},
+        {"optim: loss and norm are the totals; a step is skipped where one is not finite",
+            decision},
+        {"optim: an update's bad weights are told to the next decision", bad_weights_are_told},
         {"seam: a read that does not wait gives what was there at its place",
             reads_keep_their_place},
         {"seam: a read is ready once all operations are done", ready_reads},
         {"seam: what is sent lies in the order of operations", sends_keep_their_place},
+        {"seam: a copy lies in the order of operations", copies_keep_their_place},
         {"optim: AdamW and LAMB equal the oracle, any threads the same bits", test_adam_equals},
         {"optim: norms of a large tensor are not summed in float", test_adam_large},
         {"optim: a skipped step changes nothing", test_adam_skips},
@@ -236,6 +425,8 @@ const TestCase *test_optim(int *count) {
             test_adam_ten_steps},
         {"optim: clipping and trust ratios are per tensor and layer of the model",
             test_adam_per_tensor},
+        {"optim: dealt out over processes, updates are the same in every bit", test_shards_equal},
+        {"optim: a bad weight that one process holds stops all", test_shards_bad_weights},
     };
     return TEST_TABLE(cases, count);
 }

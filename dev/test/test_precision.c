@@ -248,24 +248,23 @@ static void small_updates(Test *t) {
     backend_reserve(be, &(BackendLimits){1, 1, 1, 1, 1, 1, 1, 2, false});
     float ones[N], grads[N], got[N];
     for (int i = 0; i < N; i++) ones[i] = 1.0f + (float)i / N, grads[i] = 1.0f;
-    const OptRange range = {0, N, 0, 0};
+    const OptRange range = {.count = N};
     const StepState start = {0};
-    OptTensors x = {.count = 1, .elements = N};
+    OptTensors x = {.count = 1, .held = N};
     act_t *params = backend_alloc(be, N * sizeof *params);
     float *master = backend_alloc(be, N * sizeof(float)), *g = backend_alloc(be, N * sizeof(float));
     OptRange *ranges = backend_alloc(be, sizeof range);
     StepState *state = backend_alloc(be, sizeof start);
     x.m = backend_alloc(be, N * sizeof(float)), x.v = backend_alloc(be, N * sizeof(float));
-    x.work = backend_alloc(be, OPT_WORK * sizeof(double));
+    double *zero = backend_alloc(be, sizeof *zero);
     x.params = params, x.master = master, x.grads = g, x.ranges = ranges;
     backend_upload(be, master, ones, sizeof ones);
     backend_upload(be, g, grads, sizeof grads);
     backend_upload(be, ranges, &range, sizeof range);
     backend_upload(be, state, &start, sizeof start);
     const AdamArgs a = {.lr = 1e-5f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
-    op_grad_norm(be, state, g, N);
     for (int step = 0; step < STEPS; step++) {
-        op_step_decide(be, state);
+        op_step_decide(be, state, &(StepSums){zero, zero, zero, 1, 1});
         op_adamw(be, &x, &a, state);
     }
     backend_download_act(be, got, params, N);
@@ -281,7 +280,7 @@ static void small_updates(Test *t) {
     }
     backend_free(be, params), backend_free(be, master), backend_free(be, g);
     backend_free(be, ranges), backend_free(be, state), backend_free(be, x.m);
-    backend_free(be, x.v), backend_free(be, x.work);
+    backend_free(be, x.v), backend_free(be, zero);
     backend_close(be);
 }
 

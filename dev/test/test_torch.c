@@ -170,7 +170,7 @@ static double train_fixture(const Fixture *f, double *losses, double *norms) {
         AdamArgs a = f->adam;
         a.lr = (float)schedule_lr(&f->schedule, s);
         losses[s] = rig_gradients(&r, inputs, targets, f->B, f->config.T, f->B);
-        optim_step(&r.o, &r.m, &a);
+        rig_step(&r, &a);
         norms[s] = sqrt(optim_read(&r.o, r.be).grad_sumsq);
     }
     for (int p = 0; p < r.m.table.count; p++) {

@@ -167,7 +167,7 @@ static ScratchPlan scratch_plan(const BackendLimits *l, int threads) {
     p.logits = take(&p.total, size_mul(rows, vocab * sizeof(float)));
     const size_t C = (size_t)l->C, HD = (size_t)l->HD, sums = 2 * C > 3 * HD ? 2 * C : 3 * HD;
     p.norm = take(&p.total, size_mul(CPU_NORM_CUTS, sums * sizeof(float)));
-    p.sums = take(&p.total, CPU_SUM_CUTS * sizeof(double));
+    p.sums = take(&p.total, CPU_NORM_CUTS * sizeof(double));
     p.channels = take(&p.total, 2 * HD * sizeof(float));
     p.rope = take(&p.total, size_mul((size_t)l->T, HD * sizeof(float)));
     return p;
@@ -241,6 +241,13 @@ void backend_zero(Backend *be, void *p, size_t bytes) {
     CPU_PARALLEL_FOR
     for (size_t at = 0; at < bytes; at += piece)
         memset((char *)p + at, 0, bytes - at < piece ? bytes - at : piece);
+}
+
+void backend_copy(Backend *be, void *dst, const void *src, size_t bytes) {
+    const size_t piece = (size_t)2 << 20;
+    CPU_PARALLEL_FOR
+    for (size_t at = 0; at < bytes; at += piece)
+        memcpy((char *)dst + at, (const char *)src + at, bytes - at < piece ? bytes - at : piece);
 }
 
 void backend_upload(Backend *be, void *dst, const void *host, size_t bytes) {

@@ -15,10 +15,7 @@
 
 _Static_assert(sizeof(act_t) == sizeof(float), "this backend stores float");
 
-enum {
-    CPU_NORM_CUTS = 64, /* token ranges whose norm gradients are summed apart */
-    CPU_SUM_CUTS = 1024 /* ranges of a vector whose squares are summed apart */
-};
+enum { CPU_NORM_CUTS = 64 }; /* token ranges whose norm gradients are summed apart */
 
 struct Backend {
     int threads;
@@ -39,7 +36,7 @@ struct Backend {
     int logits_rows;
     long logits_ld;
     float *norm_partials; /* (CPU_NORM_CUTS, max(2 C, 3 HD)) */
-    double *sum_partials; /* (CPU_SUM_CUTS) */
+    double *sum_partials; /* (CPU_NORM_CUTS) */
     float *channels;      /* (2, HD) of one call of an operation */
     float *rope;          /* (T, 2, DK/2) cosines, sines */
     bool rope_ready;      /* filled by the first op_rope */

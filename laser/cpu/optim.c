@@ -32,30 +32,27 @@ static double sum_of_squares(const float *x, size_t n) {
     return sum;
 }
 
-/* Range i of the CPU_SUM_CUTS into which n elements are cut. */
-static void sum_cut(size_t n, int i, size_t *begin, size_t *end) {
-    size_t piece = ((n + CPU_SUM_CUTS - 1) / CPU_SUM_CUTS + 15) & ~(size_t)15;
-    *begin = (size_t)i * piece < n ? (size_t)i * piece : n;
-    *end = n - *begin < piece ? n : *begin + piece;
-}
-
-void op_loss_add(Backend *be, StepState *s, const float *losses, size_t n) {
+void op_loss_add(Backend *be, double *sum, const float *losses, size_t n) {
     (void)be;
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += losses[i];
-    s->loss_sum += sum;
+    double all = 0;
+    for (size_t i = 0; i < n; i++) all += losses[i];
+    *sum += all;
 }
 
-void op_grad_norm(Backend *be, StepState *s, const float *grads, size_t n) {
-    REQUIRE(be->scratch, "no scratch is reserved");
+void op_add(Backend *be, float *x, const float *y, size_t n) {
+    const size_t piece = (size_t)1 << 16;
     CPU_PARALLEL_FOR
-    for (int i = 0; i < CPU_SUM_CUTS; i++) {
-        size_t begin, end;
-        sum_cut(n, i, &begin, &end);
-        be->sum_partials[i] = sum_of_squares(grads + begin, end - begin);
+    for (size_t at = 0; at < n; at += piece) {
+        const size_t end = n - at < piece ? n : at + piece;
+        for (size_t i = at; i < end; i++) x[i] += y[i];
     }
-    s->grad_sumsq = 0;
-    for (int i = 0; i < CPU_SUM_CUTS; i++) s->grad_sumsq += be->sum_partials[i];
+}
+
+void op_square_blocks(Backend *be, double *squares, const float *x, size_t n) {
+    REQUIRE(n % OPT_BLOCK == 0, "%zu elements are not whole blocks", n);
+    CPU_PARALLEL_FOR
+    for (size_t i = 0; i < n / OPT_BLOCK; i++)
+        squares[i] = sum_of_squares(x + i * OPT_BLOCK, OPT_BLOCK);
 }
 
 static uint64_t mixed(uint64_t z) {
@@ -76,8 +73,22 @@ void op_checksum(Backend *be, uint64_t *sum, const float *x, size_t n) {
     *sum = total;
 }
 
-void op_step_decide(Backend *be, StepState *s) {
+void op_bad_weights(Backend *be, double *bad, const StepState *s) {
     (void)be;
+    *bad = s->bad_weights;
+}
+
+static double sum_in_order(const double *x, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i];
+    return sum;
+}
+
+void op_step_decide(Backend *be, StepState *s, const StepSums *sums) {
+    (void)be;
+    s->loss_sum = sum_in_order(sums->losses, sums->micro_steps);
+    s->grad_sumsq = sum_in_order(sums->squares, sums->blocks);
+    s->bad_weights = *sums->bad != 0.0;
     s->skipped = s->bad_weights || !isfinite(s->loss_sum) || !isfinite(s->grad_sumsq);
     s->updates += !s->skipped;
 }
@@ -88,26 +99,20 @@ void op_step_decide(Backend *be, StepState *s) {
 enum { ADAM_PIECE = 1024 };
 
 typedef struct Adam { /* of one step */
-    float *params, *master, *m, *v;
-    const float *grads;
-    float clip;                       /* factor of the gradient */
-    float beta1, beta2, rest1, rest2; /* rest: 1 - beta */
-    float m_scale, v_scale;           /* 1 / (1 - beta^t) */
-    float lr, eps, weight_decay, update_clip;
-    bool lamb;
-    int32_t *bad_weights; /* becomes 1 */
+    const OptTensors *x;
+    const AdamArgs *a;
+    float clip;             /* factor of the gradient */
+    float rest1, rest2;     /* 1 - beta */
+    float m_scale, v_scale; /* 1 / (1 - beta^t) */
+    bool in_place;          /* params is master */
+    int32_t *bad_weights;   /* becomes 1 */
 } Adam;
 
-static Adam adam_of_step(const AdamArgs *a, const StepState *s) {
+static Adam adam_of_step(const OptTensors *x, const AdamArgs *a, StepState *s) {
+    REQUIRE(s->updates >= 1, "updates=%lld: op_step_decide comes first", (long long)s->updates);
     const double t = (double)s->updates, norm = sqrt(s->grad_sumsq);
-    Adam k = {.beta1 = a->beta1,
-        .beta2 = a->beta2,
-        .lr = a->lr,
-        .eps = a->eps,
-        .clip = 1.0f,
-        .weight_decay = a->weight_decay,
-        .update_clip = a->update_clip,
-        .lamb = a->lamb};
+    Adam k = {.x = x, .a = a, .clip = 1.0f, .bad_weights = &s->bad_weights};
+    k.in_place = x->params == x->master;
     k.rest1 = (float)(1.0 - (double)a->beta1);
     k.rest2 = (float)(1.0 - (double)a->beta2);
     k.m_scale = (float)(1.0 / (1.0 - pow((double)a->beta1, t)));
@@ -117,53 +122,66 @@ static Adam adam_of_step(const AdamArgs *a, const StepState *s) {
     return k;
 }
 
-static void adam_moments(const Adam *k, size_t begin, size_t n) {
-    float *restrict m = k->m + begin, *restrict v = k->v + begin;
-    const float *restrict grads = k->grads + begin;
-    for (size_t i = 0; i < n; i++) {
+/* Elements of one tensor that are held here. */
+typedef struct Part {
+    const OptRange *range;
+    size_t at; /* the first one's place among all that is held */
+    size_t n;
+} Part;
+
+/* The first one's place in the parameter arena. */
+static inline size_t part_offset(const Part *p) {
+    return p->range->offset + (p->at - p->range->held);
+}
+static inline float *part_master(const Adam *k, const Part *p) {
+    return k->x->master + (k->in_place ? part_offset(p) : p->at);
+}
+
+static void adam_moments(const Adam *k, const Part *p) {
+    float *restrict m = k->x->m + p->at, *restrict v = k->x->v + p->at;
+    const float *restrict grads = k->x->grads + part_offset(p);
+    const float beta1 = k->a->beta1, beta2 = k->a->beta2;
+    for (size_t i = 0; i < p->n; i++) {
         float g = grads[i] * k->clip;
-        m[i] = k->beta1 * m[i] + k->rest1 * g;
-        v[i] = k->beta2 * v[i] + k->rest2 * (g * g);
+        m[i] = beta1 * m[i] + k->rest1 * g;
+        v[i] = beta2 * v[i] + k->rest2 * (g * g);
     }
 }
 
 /* u. Where v is 0 there was never a gradient, or one whose square is below float: no update,
  * whatever eps is. */
 static inline float adam_direction(const Adam *k, float m, float v) {
-    float u = m * k->m_scale / (sqrtf(v * k->v_scale) + k->eps);
+    float u = m * k->m_scale / (sqrtf(v * k->v_scale) + k->a->eps);
     return v > 0.0f ? u : 0.0f;
 }
 
-/* A range moves by -lr * (direction * u + decay * (master - center)). */
+/* A tensor moves by -lr * (direction * u + decay * (master - center)). */
 typedef struct AdamFactors {
     float direction, decay;
 } AdamFactors;
 
-static void adam_apply(
-    const Adam *k, AdamFactors by, const OptRange *r, size_t begin /* in the arena */, size_t n) {
-    float *restrict p = k->master + begin;
-    const float *restrict m = k->m + begin, *restrict v = k->v + begin;
-    const float center = r->center;
+static void adam_move(const Adam *k, AdamFactors by, const Part *p) {
+    float *restrict master = part_master(k, p);
+    const float *restrict m = k->x->m + p->at, *restrict v = k->x->v + p->at;
+    const float center = p->range->center, lr = k->a->lr;
     int bad = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < p->n; i++) {
         const float u = adam_direction(k, m[i], v[i]);
-        p[i] -= k->lr * (u * by.direction + by.decay * (p[i] - center));
-        bad |= !(fabsf(p[i]) <= FLT_MAX);
+        master[i] -= lr * (u * by.direction + by.decay * (master[i] - center));
+        bad |= !(fabsf(master[i]) <= FLT_MAX);
     }
     if (bad) {
 #pragma omp atomic write
         *k->bad_weights = 1;
     }
-    if (k->params != k->master) memcpy(k->params + begin, p, n * sizeof *p);
+    if (!k->in_place) memcpy(k->x->params + part_offset(p), master, p->n * sizeof *master);
 }
 
-/* Sums over a range, q being master - center: they give the norm of any combination of u and q.
- * Where u and decay cancel, doubles lose less than u has lost as a float. */
-typedef struct AdamSums {
-    double uu, uq, qq;
-} AdamSums;
+/* ---- sums over tensors ---- */
 
-static void adam_add_products(AdamSums *s, const float *u, const float *p, float center, size_t n) {
+/* u (n) and q (n): they give the norm of any combination of the two. Where u and decay cancel,
+ * doubles lose less than u has lost as a float. */
+static void add_products(OptSums *s, const float *u, const float *p, float center, size_t n) {
     enum { H = VL / 2 };
     vd uu = {0}, uq = {0}, qq = {0};
     size_t i = 0;
@@ -179,147 +197,123 @@ static void adam_add_products(AdamSums *s, const float *u, const float *p, float
     }
 }
 
-/* Of the elements [begin, begin + n) of the arena, whose moments are up to date. */
-static void adam_add_sums(
-    const Adam *k, AdamSums *s, const OptRange *r, size_t begin, size_t n /* <= ADAM_PIECE */) {
+/* Of a part whose moments are up to date. */
+static void add_sums(const Adam *k, OptSums *s, const Part *p /* n <= ADAM_PIECE */) {
+    const float *m = k->x->m + p->at, *v = k->x->v + p->at;
     float u[ADAM_PIECE];
-    for (size_t i = 0; i < n; i++) u[i] = adam_direction(k, k->m[begin + i], k->v[begin + i]);
-    if (k->lamb)
-        adam_add_products(s, u, k->master + begin, r->center, n);
+    for (size_t i = 0; i < p->n; i++) u[i] = adam_direction(k, m[i], v[i]);
+    if (k->a->lamb)
+        add_products(s, u, part_master(k, p), p->range->center, p->n);
     else
-        s->uu += sum_of_squares(u, n);
+        s->uu += sum_of_squares(u, p->n);
 }
 
-static AdamFactors adam_factors(const Adam *k, const OptRange *r, const AdamSums *s) {
-    const double decay = (double)(k->weight_decay * r->decay), limit = (double)k->update_clip;
+static size_t first_slot(const OptTensor *t, int tensor) {
+    return t->offset / OPT_BLOCK + (size_t)tensor;
+}
+
+static AdamFactors factors_of(const Adam *k, int tensor) {
+    const OptTensor *t = &k->x->tensors[tensor];
+    const size_t first = first_slot(t, tensor);
+    const size_t blocks = (t->offset % OPT_BLOCK + t->count + OPT_BLOCK - 1) / OPT_BLOCK;
+    const double decay = (double)(k->a->weight_decay * t->decay), limit = (double)k->a->update_clip;
     double shrink = 1, trust = 1;
-    if (limit > 0) shrink = 1 / fmax(1, sqrt(s->uu / (double)r->count) / limit);
-    if (k->lamb) {
+    OptSums s = {0, 0, 0};
+    for (const OptSums *b = k->x->sums + first; b < k->x->sums + first + blocks; b++)
+        s.uu += b->uu, s.uq += b->uq, s.qq += b->qq;
+    if (limit > 0) shrink = 1 / fmax(1, sqrt(s.uu / (double)t->count) / limit);
+    if (k->a->lamb) {
         const double squares =
-            shrink * shrink * s->uu + 2 * shrink * decay * s->uq + decay * decay * s->qq;
-        if (squares > 0 && s->qq > 0) trust = sqrt(s->qq / squares);
+            shrink * shrink * s.uu + 2 * shrink * decay * s.uq + decay * decay * s.qq;
+        if (squares > 0 && s.qq > 0) trust = sqrt(s.qq / squares);
     }
     return (AdamFactors){(float)(trust * shrink), (float)(trust * decay)};
 }
 
-/* Where norms are needed before anything is moved: the ranges cut into pieces that are dealt out to
- * the threads, twice. Cut i of range r has slot offset / piece + r + i for its sums. No two have
- * the same: the slots of the next range begin at least count / piece + 1 later, which is no less
- * than the number of cuts. */
-enum { ADAM_SLOTS = 21 }; /* for each range; its factors take the rest of its work */
-_Static_assert(sizeof(AdamFactors) + ADAM_SLOTS * sizeof(AdamSums) == OPT_WORK * sizeof(double),
-    "factors and slots are what a range has in work");
+/* ---- what is done with all that is held, block by block: even shares for the threads ---- */
 
-typedef struct AdamCuts {
-    const OptRange *ranges;
-    int count, used;      /* ranges; slots up to the last cut */
-    size_t piece;         /* elements of a cut */
-    AdamFactors *factors; /* (count) */
-    AdamSums *slots;      /* (used) */
-} AdamCuts;
+/* Takes the elements of one tensor in one block. */
+typedef void AdamVisit(const Adam *k, Part p);
 
-static size_t first_slot(const AdamCuts *c, int range) {
-    return c->ranges[range].offset / c->piece + (size_t)range;
-}
-static size_t cuts_of(const AdamCuts *c, int range) {
-    return (c->ranges[range].count + c->piece - 1) / c->piece;
+static inline bool next_piece(Part *rest, Part *piece) {
+    *piece = *rest;
+    if (piece->n > ADAM_PIECE) piece->n = ADAM_PIECE;
+    rest->at += piece->n, rest->n -= piece->n;
+    return piece->n > 0;
 }
 
-static AdamCuts adam_cuts(const OptTensors *x) {
-    AdamCuts c = {.ranges = x->ranges, .count = x->count};
-    const size_t count = (size_t)x->count;
-    const size_t least = (x->elements / ((ADAM_SLOTS - 1) * count) + 16) & ~(size_t)15;
-    c.piece = least > ADAM_PIECE ? least : ADAM_PIECE;
-    c.factors = (AdamFactors *)x->work;
-    c.slots = (AdamSums *)(x->work + count);
-    c.used = (int)(first_slot(&c, x->count - 1) + cuts_of(&c, x->count - 1));
-    REQUIRE((size_t)c.used <= ADAM_SLOTS * count, "%d slots for %zu tensors", c.used, count);
-    return c;
+static void visit_all(const Adam *k, Part p) {
+    const AdamFactors by = {1.0f, k->a->weight_decay * p.range->decay};
+    for (Part piece; next_piece(&p, &piece);) {
+        adam_moments(k, &piece);
+        adam_move(k, by, &piece);
+    }
 }
 
-/* The range of a slot and its elements there; none where the slot lies between those of two. */
-static int adam_cut(const AdamCuts *c, int slot, size_t *begin, size_t *end) {
-    int low = 0, high = c->count;
-    while (high - low > 1) {
+static void visit_sums(const Adam *k, Part p) {
+    OptSums s = {0, 0, 0};
+    OptSums *slot = k->x->sums + part_offset(&p) / OPT_BLOCK + p.range->tensor;
+    for (Part piece; next_piece(&p, &piece);) {
+        adam_moments(k, &piece);
+        add_sums(k, &s, &piece);
+    }
+    *slot = s;
+}
+
+static void visit_apply(const Adam *k, Part p) {
+    const float *by = k->x->factors + 2 * p.range->tensor;
+    adam_move(k, (AdamFactors){by[0], by[1]}, &p);
+}
+
+/* The first range that ends behind element `at` of what is held. */
+static int range_after(const OptTensors *x, size_t at) {
+    int low = 0, high = x->count;
+    while (low < high) {
         const int middle = (low + high) / 2;
-        if (first_slot(c, middle) <= (size_t)slot)
-            low = middle;
+        if (x->ranges[middle].held + x->ranges[middle].count <= at)
+            low = middle + 1;
         else
             high = middle;
     }
-    const OptRange *r = &c->ranges[low];
-    const size_t cut = (size_t)slot - first_slot(c, low), last = r->offset + r->count;
-    *begin = r->offset + cut * c->piece;
-    *end = *begin + c->piece < last ? *begin + c->piece : last;
     return low;
 }
 
-static void adam_sum_slot(const Adam *k, const AdamCuts *c, int slot) {
-    AdamSums sums = {0, 0, 0};
-    size_t begin, end;
-    const OptRange *r = &c->ranges[adam_cut(c, slot, &begin, &end)];
-    for (; begin < end; begin += ADAM_PIECE) {
-        const size_t n = end - begin < ADAM_PIECE ? end - begin : ADAM_PIECE;
-        adam_moments(k, begin, n);
-        adam_add_sums(k, &sums, r, begin, n);
+static void visit_block(const Adam *k, size_t block, AdamVisit *visit) {
+    const OptTensors *x = k->x;
+    const size_t first = block * OPT_BLOCK, last = first + OPT_BLOCK;
+    for (int i = range_after(x, first); i < x->count && x->ranges[i].held < last; i++) {
+        const OptRange *r = &x->ranges[i];
+        const size_t begin = r->held > first ? r->held : first, behind = r->held + r->count;
+        visit(k, (Part){r, begin, (behind < last ? behind : last) - begin});
     }
-    c->slots[slot] = sums;
 }
 
-static void adam_apply_slot(const Adam *k, const AdamCuts *c, int slot) {
-    size_t begin, end;
-    const int at = adam_cut(c, slot, &begin, &end);
-    if (begin < end) adam_apply(k, c->factors[at], &c->ranges[at], begin, end - begin);
-}
-
-static void adam_with_norms(Backend *be, const Adam *k, const AdamCuts *c) {
+static void visit_held(Backend *be, const Adam *k, AdamVisit *visit) {
+    const size_t blocks = (k->x->held + OPT_BLOCK - 1) / OPT_BLOCK;
     CPU_PARALLEL_FOR
-    for (int slot = (int)first_slot(c, 0); slot < c->used; slot++) adam_sum_slot(k, c, slot);
-    for (int r = 0; r < c->count; r++) {
-        AdamSums all = {0, 0, 0};
-        const AdamSums *sums = c->slots + first_slot(c, r);
-        for (size_t i = 0; i < cuts_of(c, r); i++)
-            all.uu += sums[i].uu, all.uq += sums[i].uq, all.qq += sums[i].qq;
-        c->factors[r] = adam_factors(k, &c->ranges[r], &all);
-    }
-    CPU_PARALLEL_FOR
-    for (int slot = (int)first_slot(c, 0); slot < c->used; slot++) adam_apply_slot(k, c, slot);
-}
-
-/* The share of one thread in all ranges: elements are dealt out evenly, whatever the sizes of the
- * tensors. */
-static void adam_share(const Adam *k, const OptRange *ranges, int count, int thread, int team) {
-    size_t total = 0, before = 0;
-    for (int r = 0; r < count; r++) total += ranges[r].count;
-    const size_t share = (total / (size_t)team + 16) & ~(size_t)15;
-    const size_t first = share * (size_t)thread, last = first + share;
-    for (int r = 0; r < count && before < last; r++) {
-        const OptRange *range = &ranges[r];
-        const AdamFactors by = {1.0f, k->weight_decay * range->decay};
-        size_t begin = first > before ? first - before : 0;
-        size_t end = last - before < range->count ? last - before : range->count;
-        for (; begin < end; begin += ADAM_PIECE) {
-            const size_t n = end - begin < ADAM_PIECE ? end - begin : ADAM_PIECE;
-            adam_moments(k, range->offset + begin, n);
-            adam_apply(k, by, range, range->offset + begin, n);
-        }
-        before += range->count;
-    }
+    for (size_t i = 0; i < blocks; i++) visit_block(k, i, visit);
 }
 
 void op_adamw(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s) {
+    REQUIRE(!a->lamb && !(a->update_clip > 0), "%s", "norms of tensors are asked for");
     if (s->skipped) return;
-    REQUIRE(be->scratch, "no scratch is reserved");
-    REQUIRE(x->count > 0, "%d tensors", x->count);
-    REQUIRE(s->updates >= 1, "updates=%lld: op_step_decide comes first", (long long)s->updates);
-    Adam k = adam_of_step(a, s);
-    k.params = x->params, k.master = x->master, k.m = x->m, k.v = x->v, k.grads = x->grads;
-    k.bad_weights = &s->bad_weights;
-    if (k.lamb || k.update_clip > 0) {
-        const AdamCuts cuts = adam_cuts(x);
-        adam_with_norms(be, &k, &cuts);
-        return;
+    const Adam k = adam_of_step(x, a, s);
+    visit_held(be, &k, visit_all);
+}
+
+void op_adam_sums(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s) {
+    backend_zero(be, x->sums, (x->blocks + (size_t)x->tensor_count) * sizeof *x->sums);
+    if (s->skipped) return;
+    const Adam k = adam_of_step(x, a, s);
+    visit_held(be, &k, visit_sums);
+}
+
+void op_adam_apply(Backend *be, const OptTensors *x, const AdamArgs *a, StepState *s) {
+    if (s->skipped) return;
+    const Adam k = adam_of_step(x, a, s);
+    for (int i = 0; i < x->tensor_count; i++) {
+        const AdamFactors by = factors_of(&k, i);
+        x->factors[2 * i] = by.direction, x->factors[2 * i + 1] = by.decay;
     }
-#pragma omp parallel num_threads(be->threads)
-    adam_share(&k, x->ranges, x->count, cpu_thread(), cpu_team());
+    visit_held(be, &k, visit_apply);
 }

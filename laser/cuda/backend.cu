@@ -333,6 +333,10 @@ void backend_zero(Backend *be, void *p, size_t bytes) {
     if (bytes) CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, be->stream));
 }
 
+void backend_copy(Backend *be, void *dst, const void *src, size_t bytes) {
+    if (bytes) CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, be->stream));
+}
+
 void backend_synchronize(Backend *be) {
     CUDA_CHECK(cudaStreamSynchronize(be->stream));
 }

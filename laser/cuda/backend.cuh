@@ -21,7 +21,7 @@ constexpr bool BF16 = false;
 enum {
     WARP = 32,
     NORM_CUTS = 256, /* ranges of tokens whose gradients of norms and biases are summed apart */
-    SUM_CUTS = 1024, /* ranges of a vector whose squares are summed apart */
+    SUM_CUTS = 1024, /* ranges of a vector that are summed apart */
     SEND_SLOTS = 8,  /* batches that may be on their way at once */
 };
 

@@ -41,6 +41,7 @@ WATCH(unlink, (const char *path), (path))
 WATCH(fsync, (int fd), (fd))
 WATCH(fdatasync, (int fd), (fd))
 WATCH(ftruncate, (int fd, off_t size), (fd, size))
+WATCH(fallocate, (int fd, int mode, off_t at, off_t size), (fd, mode, at, size))
 
 /* Whether the call is to end half-way. */
 static int stops_within(int fd) {
@@ -56,6 +57,15 @@ ssize_t write(int fd, const void *data, size_t size) {
     REAL(write);
     if (!stops_within(fd)) return real(fd, data, size);
     const ssize_t done = real(fd, data, size / 2);
+    stop_if(1);
+    return done;
+}
+
+ssize_t pwrite(int fd, const void *data, size_t size, off_t at) {
+    ssize_t (*real)(int, const void *, size_t, off_t);
+    REAL(pwrite);
+    if (!stops_within(fd)) return real(fd, data, size, at);
+    const ssize_t done = real(fd, data, size / 2, at);
     stop_if(1);
     return done;
 }

@@ -187,7 +187,7 @@ def model_step(shape, machine, run):
 
 # ---- what is printed ----
 
-HEADING = (f"  {'GPUs':>5} {'batch':>8} {'tokens a step':>13} {'GiB':>6} {'step ms':>9} "
+HEADING = (f"  {'GPUs':>5} {'batch':>8} {'tokens a step':>13} {'GiB':>6} {'step ms':>10} "
            f"{'network':>8} {'exposed':>8} {'slowed':>7} {'scaling':>8} {'kept':>7} {'tok/s':>8}")
 
 
@@ -209,7 +209,7 @@ def print_rows(shape, machine, runs, memory, strong=False):
         size = memory.bytes(shape, machine, run) / GIB
         batch = f"{run.batch} x {run.sequences // run.batch}"
         print(f"  {run.world:>5} {batch:>8} {tokens:>13} {size:>6.1f}{' ' if fits else '!'}"
-              f"{1e3 * s.seconds:>9.2f} {1e3 * s.network:>8.2f} {1e3 * s.exposed:>8.2f} "
+              f"{1e3 * s.seconds:>10.2f} {1e3 * s.network:>8.2f} {1e3 * s.exposed:>8.2f} "
               f"{1e3 * s.slowed:>7.2f} {100 * share:>6.1f} % {100 * s.compute / s.seconds:>5.1f} % "
               f"{tokens / s.seconds / 1e3:>7.0f}k")
 

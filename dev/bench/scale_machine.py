@@ -25,7 +25,8 @@ class Machine:
     memory_rate: float = 0.9 * 3.35e12
     node: int = 8  # GPUs of a node
     sms: int = 132
-    network_sms: int = 24
+    network_sms: int = 8  # blocks of its kernels, each on one; 0: none are needed
+    block: float = 36e9  # what a block can move
     nvlink: float = 370e9  # bus bandwidth in a node
     nic: float = 0.97 * 50e9  # of a GPU's adapter
     shares: tuple = ((1, 1.0), (4, 360 / 370), (8, 345 / 370), (16, 320 / 370), (32, 300 / 370),
@@ -50,6 +51,10 @@ class Machine:
                 return s0 + (s1 - s0) * math.log(nodes / n0) / math.log(n1 / n0)
         return dict(self.shares).get(nodes, self.shares[-1][1])
 
+    def carried(self, rate):
+        """What of a bandwidth the network's SMs can use."""
+        return min(rate, self.network_sms * self.block) if self.network_sms else rate
+
 
 GPUS = {"h100": {}, "h200": {"name": "h200", "memory": 139 * GIB, "memory_rate": 0.9 * 4.8e12}}
 
@@ -65,8 +70,9 @@ more nodes     min(NVLink, 8 x InfiniBand), as a ring through all GPUs with all 
                which does not say of how many bytes)
 latency        {base:.1f} us a call, {hop_node:.1f} us a hop in a node, {hop_net:.1f} us between
                nodes: NCCL's model of itself (Ring, Simple: src/graph/tuning.cc, 5067397)
-network's SMs  {sms} of 132 while a collective runs: the blocks of NCCL's all-gather on H100
-               (forums.developer.nvidia.com, 337991); with fewer it is no slower here
+network's SMs  {sms} of 132 while a collective runs: MAX_CTAS of laser/cuda/comm_nccl.cu, 8 (left to
+               itself NCCL takes 24: forums.developer.nvidia.com, 337991); a block moves at most
+               {block:.0f} GB/s, which NCCL's tuning.cc has for a channel of its trees on Hopper
 library        {library:.1f} GB a GPU (github.com/NVIDIA/nccl, issue 864)
 algorithm      {algorithm}""".splitlines()
 
@@ -81,7 +87,7 @@ def print_machine(m):
     print("  " + text.format(
         peak=m.peak / 1e12, memory=m.memory / GIB, rate=m.memory_rate / 1e12, nvlink=m.nvlink / 1e9,
         nic=m.nic / 1e9, last=m.shares[-1][1], base=m.base * 1e6, hop_node=m.hop_node * 1e6,
-        hop_net=m.hop_net * 1e6, sms=m.network_sms, library=m.library / 1e9,
+        hop_net=m.hop_net * 1e6, sms=m.network_sms, block=m.block / 1e9, library=m.library / 1e9,
         algorithm=ALGORITHMS[m.algorithm]))
     for (model, batch, recompute), rate in m.tokens.items():
         print(f"  MEASURED       {model}, batch {batch}, recompute {recompute}: {rate:g} tokens/s")
@@ -99,7 +105,7 @@ def ring_seconds(m, size, world):
     gpus, nodes = m.layout(world)
     rate = m.nvlink if nodes == 1 else min(m.nvlink, gpus * m.nic) * m.share(nodes)
     latency = m.base + (world - nodes) * m.hop_node + (nodes - 1) * m.hop_net
-    return latency + size / rate * (world - 1) / world
+    return latency + size / m.carried(rate) * (world - 1) / world
 
 
 def rail_seconds(m, size, world):
@@ -108,7 +114,7 @@ def rail_seconds(m, size, world):
     gpus, nodes = m.layout(world)
     if nodes == 1 or world != gpus * nodes:
         return ring_seconds(m, size, world)
-    part = size / gpus * (nodes - 1) / nodes / (m.nic * m.share(nodes))
+    part = size / gpus * (nodes - 1) / nodes / m.carried(m.nic * m.share(nodes))
     ring = m.base + (nodes - 1) * m.hop_net + part
     tree = m.base + math.log2(nodes) * m.hop_net / 3.5 + nodes * 2.8e-6 + part / 0.75
     return ring_seconds(m, size, gpus) + min(ring, tree)

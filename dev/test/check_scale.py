@@ -27,7 +27,7 @@ PROGRAM = os.path.join(TOP, "dev", "bench", "scale_model.py")
 FAILURES = []
 ROUNDING = 1e-9  # relative: thousands of additions in double, each off by 1e-16
 PRESETS = shapes.read_presets()
-H100 = machines.Machine()
+H100 = replace(machines.Machine(), network_sms=24)  # as many as carry all that there is
 FREE = replace(H100, nvlink=math.inf, nic=math.inf, base=0, hop_node=0, hop_net=0, network_sms=0)
 
 
@@ -228,9 +228,21 @@ def check_collectives():
     near(machines.tree_seconds(H100, 0, 256), (8.4 + 14 * 3.4 + 10 * 14) * us, "all-reduce")
     near(H100.share(2) * 370, 365, "share between 1 and 4 nodes")
     same(H100.share(4096), 260 / 370, "share beyond what was reported")
+    few = machines.Machine(network_sms=2)
+    near(machines.ring_seconds(few, 1e9, 8) - machines.ring_seconds(few, 0, 8), 1e9 * 7 / 8 / 72e9,
+         "two blocks of 36 GB/s")
     narrow = replace(H100, nic=12e9)
     near(machines.ring_seconds(narrow, 1e9, 16) - machines.ring_seconds(narrow, 0, 16),
          1e9 * 15 / 16 / (96e9 * H100.share(2)), "8 slow adapters beside NVLink")
+
+
+def check_blocks():
+    """The network's SMs are as many as the program asks for, where it has that file."""
+    path = os.path.join(TOP, "laser", "cuda", "comm_nccl.cu")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            asked = re.search(r"MAX_CTAS = (\d+)", f.read())
+        same(machines.Machine.network_sms, int(asked[1]), "blocks, as in comm_nccl.cu")
 
 
 def check_dealt():
@@ -376,7 +388,7 @@ def check_program():
 def main():
     for part in (check_one_gpu, check_free_network, check_bounds, check_slow_network,
                  check_more_buckets, check_streams, check_tiny, check_planted, check_collectives,
-                 check_dealt, check_memory, check_program):
+                 check_blocks, check_dealt, check_memory, check_program):
         part()
     with tempfile.TemporaryDirectory() as folder:
         check_measured(folder)

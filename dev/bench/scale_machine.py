@@ -2,6 +2,7 @@
 them has its source beside it; --measured FILE replaces it."""
 
 import math
+import re
 import sys
 from dataclasses import dataclass, field, replace
 
@@ -151,25 +152,54 @@ def collective_seconds(m, name, size, world):
 # ---- what was measured ----
 
 
-def read_line(words, tokens, busbw):
-    """Raises ValueError where the words say nothing."""
-    kind, name, count, third, rate = words
-    count, rate = int(count), float(rate)
-    if count < 1 or not 0 < rate < math.inf:
-        raise ValueError
-    if kind == "tokens" and third in ("none", "light", "block"):
-        tokens[name, count, third] = rate
-    elif kind == "busbw" and name in COLLECTIVES and count > 1 and int(third) > 0:
-        moved = int(third) * (2 if name == "all_reduce" else 1) * (count - 1) / count
-        busbw.setdefault((name, count), []).append((int(third), moved / (rate * 1e9)))
-    else:
-        raise ValueError
+class Measured:
+    """tokens and busbw of a Machine, from lines."""
+
+    def __init__(self):
+        self.tokens, self.sizes = {}, {}
+        self.world, self.options = 0, None  # of the bench whose output follows
+
+    def add_size(self, name, world, size, seconds):
+        self.sizes.setdefault((name, world), {})[size] = seconds
+
+    def words(self, kind, name, count, third, rate):
+        """A line of our own; ValueError where it says nothing."""
+        count, rate = int(count), float(rate)
+        if count < 1 or not 0 < rate < math.inf:
+            raise ValueError
+        if kind == "tokens" and third in ("none", "light", "block"):
+            self.tokens[name, count, third] = rate
+        elif kind == "busbw" and name in COLLECTIVES and count > 1 and int(third) > 0:
+            moved = int(third) * (2 if name == "all_reduce" else 1) * (count - 1) / count
+            self.add_size(name, count, int(third), moved / (rate * 1e9))
+        else:
+            raise ValueError
+
+    def bench(self, line):
+        """A line of bench_presets.sh or bench_comm; False where the bench found a wrong sum. Of
+        reductions those that send fp32: the others are made of other calls."""
+        if found := re.match(r"comm \S+, (\d+) processes: (\w+)", line):
+            self.world = int(found[1])
+            return found[2] == "right"
+        if found := re.match(r"== (\S+) laser \w+: --model \1 (.*)", line):
+            self.options = found[1], re.findall(r"--(\S+) (\S+)", found[2])
+        elif line.startswith("== "):
+            self.options = None
+        elif self.options and (found := re.match(r" +step, median of .* ([\d.]+) tokens/s", line)):
+            model, options = self.options[0], dict(self.options[1])
+            key = model, int(options.get("batch", 0)), options.get("recompute", "none")
+            self.tokens[key] = float(found[1])
+        elif self.world > 1 and (found := re.match(
+                r"(reduce-scatter fp32|all-gather \w+) +([\d.]+) +([\d.]+) ", line)):
+            name = found[1].split()[0].replace("-", "_")
+            self.add_size(name, self.world, float(found[2]) * 2**20, float(found[3]) * 1e-6)
+        return True
 
 
 def read_measured(path, machine):
-    """The machine with what a file holds, as scale_model.py --help describes it; dies on a line
-    that says nothing."""
-    tokens, busbw = {}, {}
+    """The machine with what a file holds, as scale_model.py --help describes it. Dies on a line of
+    its own format that says nothing, on a bench that went wrong, on a file without either."""
+    found = Measured()
     try:
         with open(path, encoding="utf-8") as f:
             lines = f.read().splitlines()
@@ -178,9 +208,14 @@ def read_measured(path, machine):
     for number, line in enumerate(lines, 1):
         words = line.split("#")[0].split()
         try:
-            if words:
-                read_line(words, tokens, busbw)
-        except ValueError:
-            die(f"{path}, line {number}: '{line.strip()}' is neither 'tokens MODEL BATCH RECOMPUTE "
+            if words and words[0] in ("tokens", "busbw"):
+                found.words(*words)
+            elif not found.bench(line):
+                die(f"{path}, line {number}: '{line}': times of wrong sums are worth nothing")
+        except (TypeError, ValueError):
+            die(f"{path}, line {number}: '{line}' is neither 'tokens MODEL BATCH RECOMPUTE "
                 "TOKENS/S' nor 'busbw COLLECTIVE GPUS BYTES GB/S'")
-    return replace(machine, tokens=tokens, busbw={k: sorted(v) for k, v in busbw.items()})
+    if not found.tokens and not found.sizes:
+        die(f"{path}: nothing measured in it, neither of a bench nor as --help describes it")
+    return replace(machine, tokens=found.tokens,
+                   busbw={k: sorted(v.items()) for k, v in found.sizes.items()})

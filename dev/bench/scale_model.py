@@ -27,7 +27,8 @@ Left out: small batches run below their MFU; processes wait for the slowest; oth
 network; power limits; data, validation, checkpoints; a matrix product can lose a whole wave where
 the network takes a few SMs. All of these make real steps longer.
 
---measured FILE replaces assumptions; of its lines, # begins a comment:
+--measured FILE replaces assumptions by what bench_presets.sh (the laser lines) and bench_comm
+printed, or by lines
     tokens MODEL BATCH RECOMPUTE TOKENS/S   whole steps of one micro-step on one GPU
     busbw COLLECTIVE GPUS BYTES GB/S        as nccl-tests count, BYTES being the whole array's;
                                             reduce_scatter, all_gather or all_reduce"""
@@ -122,16 +123,19 @@ def mfu_of(machine, model):
 
 
 def flop_rate(machine, shape, run):
-    measured = machine.tokens.get((shape.name, run.batch, run.recompute))
-    if not measured:
+    """Of the passes; from the measured steps of the nearest batch where there are any."""
+    batches = [b for name, b, recompute in machine.tokens
+               if (name, recompute) == (shape.name, run.recompute)]
+    if not batches:
         return machine.peak * mfu_of(machine, shape.name)
-    tokens = run.batch * shape.T
+    batch = min(batches, key=lambda b: abs(math.log(b / run.batch)))
+    tokens, measured = batch * shape.T, machine.tokens[shape.name, batch, run.recompute]
     passes = tokens / measured - ADAM_BYTES * shape.elements() / machine.memory_rate
     done = shape.step_flops(tokens)
     if run.recompute == "block":
         done += shape.L * shape.layer_flops(tokens)
     if passes <= 0:
-        die(f"{shape.name}: {measured:.0f} tokens/s leave no time beside AdamW")
+        die(f"{shape.name}: {measured:g} tokens/s leave no time beside AdamW")
     return done / passes
 
 

@@ -364,12 +364,51 @@ def check_measured(folder):
     check("MEASURED       301M, batch 8" in done.stdout, "what was measured is printed")
     for line in ("tokens 301M 8 none", "busbw gather 8 1 1", "tokens 301M 0 none 1",
                  "tokens a b c d", "busbw all_gather 8 1000 nan", "busbw all_gather 1 1000 1",
-                 "speed 301M 8 none 1"):
+                 "tokens 301M 8 none 1 2", "comm nccl, 8 processes: WRONG"):
         with open(path, "w", encoding="utf-8") as f:
             f.write(f"# one\n{line}\n")
         done = call("--measured", path)
         check(done.returncode == 3 and f"line 2: '{line}'" in done.stderr, f"refused: {line}")
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("# nothing\n")
+    same(call("--measured", path).returncode, 3, "a file without anything")
     same(call("--measured", os.path.join(folder, "none")).returncode, 3, "no such file")
+
+
+BENCHES = """\
+== 301M standard auto: --model 301M --batch 16
+  step, median of 5            99.00 ms      4444.0 tokens/s     300.0 GFLOP/s (model FLOPs)
+== 301M laser auto: --model 301M --batch 16
+  step, median of 5            65.54 ms    250000.0 tokens/s     300.0 GFLOP/s (model FLOPs)
+  step, best                   60.00 ms    260000.0 tokens/s   333.0 GFLOP/s
+== 301M-uncapped laser cudnn: --model 301M --attn-cap 0 --batch 16
+  step, median of 5            50.00 ms    333333.0 tokens/s     300.0 GFLOP/s (model FLOPs)
+== 7.7B laser auto: --model 7.7B --recompute block --batch 2
+  step, median of 5           500.00 ms      4096.0 tokens/s     300.0 GFLOP/s (model FLOPs)
+comm mpi+nccl, 4 processes: right
+                            MiB      time us   algbw GB/s   busbw GB/s
+reduce-scatter fp32         1.0         20.0        52.43        39.32
+reduce-scatter fp32         4.0         40.0       104.86        78.64
+reduce-scatter bf16         2.0         77.0        27.24        20.43
+all-gather fp32             1.0         15.0        69.91        52.43
+all-gather bf16             0.5         10.0        52.43        39.32
+"""
+
+
+def check_benches(folder):
+    """What the benches print is read as it is: of whole steps LASER's, capped."""
+    path = os.path.join(folder, "benches.txt")
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(BENCHES)
+    m = machines.read_measured(path, H100)
+    same(m.tokens, {("301M", 16, "none"): 250000, ("7.7B", 2, "block"): 4096}, "steps of a bench")
+    us, mib = 1e-6, 2**20
+    same(m.busbw, {("reduce_scatter", 4): [(mib, 20 * us), (4 * mib, 40 * us)],
+                   ("all_gather", 4): [(mib / 2, 10 * us), (mib, 15 * us)]}, "its collectives")
+    s = model.model_step(PRESETS["7.7B"], m, model.Run(1, 2, 2, recompute="block"))
+    near(2 * 1024 / s.seconds, 4096, "a measured rate with recomputing comes out again")
+    rates = [model.flop_rate(m, PRESETS["301M"], model.Run(1, b, 8)) for b in (1, 16)]
+    same(rates[0], rates[1], "another batch runs at the rate of the nearest")
 
 
 def check_program():
@@ -392,6 +431,7 @@ def main():
         part()
     with tempfile.TemporaryDirectory() as folder:
         check_measured(folder)
+        check_benches(folder)
     compared = check_plans()
     if FAILURES:
         sys.exit(1)

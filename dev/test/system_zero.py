@@ -160,7 +160,10 @@ def kill_in_save(t):
         now = checkpoints(t.path("run"))
         check(now[-1:] >= before[-1:], f"{moment}: {now} after {before}")
         if code:
-            check_once(done.err, f"rank {rank} on", "ended without a word")
+            # of rank 0 by either of the others, or both: there is nobody to tell them who
+            said = {line for line in done.err.splitlines() if line.startswith("error: ")}
+            same(len(said), 1, f"different errors in what was said: {done.err}")
+            check_once(*said, f"rank {rank} on", "ended without a word")
             in_save += any(name.startswith("tmp_") for name in left(t))
             kills += 1
             check(kills < 50, "a run that is killed again and again does not end")

@@ -41,7 +41,6 @@ WATCH(unlink, (const char *path), (path))
 WATCH(fsync, (int fd), (fd))
 WATCH(fdatasync, (int fd), (fd))
 WATCH(ftruncate, (int fd, off_t size), (fd, size))
-WATCH(fallocate, (int fd, int mode, off_t at, off_t size), (fd, mode, at, size))
 
 /* Whether the call is to end half-way. */
 static int stops_within(int fd) {

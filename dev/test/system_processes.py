@@ -231,7 +231,13 @@ def fault(t):
     return library
 
 
-def broken(t, changes, how, rank=1, n=2):
+BUCKETS = 4  # of TINY's gradients in a step: embeddings, two layers, the last norm
+
+
+def broken(t, changes, how, step, rank=1, n=2):
+    """In that step, while the upper layer's gradients are handed round."""
+    how = f"{how}={BUCKETS * (step - 1) + 2}"
+    changes = dict(changes, zero=0)
     # AddressSanitizer wants to be the first library of a program
     sanitizer = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
     env = ["-x", f"LD_PRELOAD={fault(t)}", "-x", how, "-x", f"ASAN_OPTIONS={sanitizer}"]
@@ -242,16 +248,16 @@ def broken(t, changes, how, rank=1, n=2):
 @test("processes: one wrong bit in a sum is found before the next checkpoint is written")
 def wrong_bit(t):
     changes = dict(out="run", val_every=0)
-    fails(t, broken(t, changes, "SUM_FLIPS=7"), PROCESS, "after step 10", "those of rank 1 differ")
+    fails(t, broken(t, changes, "SUM_FLIPS", 7), PROCESS, "after step 10", "those of rank 1 differ")
     same(checkpoints(t.path("run")), ["step_00000005"], "checkpoints")
     launch = [*mpirun(t), "-np", "2"]
     t.train(out="whole", launch=launch, val_every=0, **SHARED)
     t.train(out="run", launch=launch, val_every=0, **SHARED)
     check_same_run(t.path("whole"), t.path("run"))
     often = dict(changes, out="often", check_every=1)
-    fails(t, broken(t, often, "SUM_FLIPS=7"), PROCESS, "after step 7", "those of rank 1 differ")
+    fails(t, broken(t, often, "SUM_FLIPS", 7), PROCESS, "after step 7", "those of rank 1 differ")
     never = dict(changes, out="never", check_every=0)
-    done = t.call(together(t, broken(t, never, "SUM_FLIPS=7")))
+    done = t.call(together(t, broken(t, never, "SUM_FLIPS", 7)))
     same(done.code, 0, f"exit code without comparing: the fault must be real ({done.err})")
 
 
@@ -289,10 +295,10 @@ def first_stopped(t):
 @test("processes: one that lives but hangs in its work, or in a sum, ends the run after --timeout")
 def hangs(t):
     changes = dict(LONG, out="run", timeout=HANG_SECONDS * t.patience, save_every=2)
-    process = start(t, broken(t, changes, "WORK_HANGS=4", rank=2, n=3))
+    process = start(t, broken(t, changes, "WORK_HANGS", 4, rank=2, n=3))
     ends(t, process, 60, "rank 2 on", "alive, after step", "did not come where the other 2 wait")
     goes_on(t, 3)
-    process = start(t, broken(t, changes, "SUM_HANGS=4", rank=2, n=3))
+    process = start(t, broken(t, changes, "SUM_HANGS", 4, rank=2, n=3))
     ends(t, process, 60, "all 3 processes wait for each other after step ")
 
 

@@ -1,7 +1,7 @@
-/* at_sum.c: for LD_PRELOAD, with MPI. At the n-th sum of many floats over the processes, counted
- * from 1, something goes wrong in this one: SUM_FLIPS=n: a bit of the result is another one, as
- * with a broken memory or network; SUM_HANGS=n: it never ends; WORK_HANGS=n: what the process does
- * after it never ends. */
+/* at_sum.c: for LD_PRELOAD, with MPI. At the n-th time that processes hand round what they summed,
+ * counted from 1, something goes wrong in this one: SUM_FLIPS=n: a bit of the result is another
+ * one, as with a broken memory or network; SUM_HANGS=n: it never ends; WORK_HANGS=n: what the
+ * process does after it never ends. With --zero 0 those are the gradients, bucket by bucket. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <mpi.h>
@@ -10,24 +10,27 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MANY = 1000 }; /* gradients, not single numbers */
-
 static int count;
 static int inside;
 
-static int is_now(const char *name) {
+static int since(const char *name) { /* negative: not yet, or never */
     const char *at = getenv(name);
-    return at && atoi(at) == count;
+    return at ? count - atoi(at) : -1;
 }
 
-int MPI_Allreduce(const void *from, void *to, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
-    int (*real)(const void *, void *, int, MPI_Datatype, MPI_Op, MPI_Comm);
-    *(void **)&real = dlsym(RTLD_NEXT, "MPI_Allreduce");
-    count += n >= MANY;
+int MPI_Allgatherv(const void *from, int n, MPI_Datatype type, void *to, const int *counts,
+    const int *at, MPI_Datatype type_to, MPI_Comm comm) {
+    int (*real)(const void *, int, MPI_Datatype, void *, const int *, const int *, MPI_Datatype,
+        MPI_Comm);
+    int size, all = 0;
+    *(void **)&real = dlsym(RTLD_NEXT, "MPI_Allgatherv");
+    MPI_Comm_size(comm, &size);
+    for (int i = 0; i < size; i++) all += counts[i];
+    count++;
     inside = 1;
-    while (n >= MANY && is_now("SUM_HANGS")) sleep(1);
-    const int status = real(from, to, n, type, op, comm);
-    if (n >= MANY && is_now("SUM_FLIPS")) ((uint32_t *)to)[n / 2] ^= 1u << 22;
+    while (since("SUM_HANGS") == 0) sleep(1);
+    const int status = real(from, n, type, to, counts, at, type_to, comm);
+    if (since("SUM_FLIPS") == 0) ((uint32_t *)to)[all / 2] ^= 1u << 22;
     inside = 0;
     return status;
 }
@@ -36,6 +39,6 @@ int MPI_Allreduce(const void *from, void *to, int n, MPI_Datatype type, MPI_Op o
 int clock_gettime(clockid_t id, struct timespec *t) {
     int (*real)(clockid_t, struct timespec *);
     *(void **)&real = dlsym(RTLD_NEXT, "clock_gettime");
-    while (!inside && gettid() == getpid() && is_now("WORK_HANGS")) sleep(1);
+    while (!inside && gettid() == getpid() && since("WORK_HANGS") >= 0) sleep(1);
     return real(id, t);
 }

@@ -15,7 +15,7 @@ TEXT ?=
 
 # ---- the machine below the seam -----------------------------------------------------------------------------
 # $(call find,WHAT): takes over NAME=value lines, ~ for a blank
-find = $(foreach line,$(shell NVCC='$(NVCC)' CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' CUDNN='$(CUDNN)' \
+find = $(foreach line,$(shell NVCC='$(NVCC)' CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' CUDNN='$(CUDNN)' NCCL='$(NCCL)' \
 	PRECISION='$(PRECISION)' CC='$(CC)' dev/make/find_cuda.sh $1),$(eval override $(subst ~, ,$(line))))
 BACKEND_WHY := as asked
 ifeq ($(BACKEND),)
@@ -34,12 +34,17 @@ $(call one_of,MPI,0 1)
 $(call one_of,SANITIZE,0 1 thread)
 $(call one_of,WERROR,0 1)
 $(if $(CUDNN),$(call one_of,CUDNN,0 1))
+$(if $(NCCL),$(call one_of,NCCL,0 1))
+ifeq ($(BACKEND)-$(NCCL),cpu-1)
+$(error NCCL=1 is for GPUs: BACKEND=cuda, or emu, where a twin stands in for it)
+endif
 ifeq ($(BACKEND)-$(PRECISION),cpu-bf16)
 $(error PRECISION=bf16 is not there for BACKEND=cpu; choose PRECISION=fp32, or BACKEND=cuda or emu)
 endif
 ifeq ($(BACKEND),cuda)
 include dev/make/cuda.mk
 endif
+NCCL ?= 0
 VARIANTS := $(if $(filter both,$(ATTN)),laser standard,$(ATTN))
 
 # ---- flags ----------------------------------------------------------------------------------------------------
@@ -82,17 +87,23 @@ LIBS = $(LIBS_$(BACKEND)) $(MPI_LINK) -lcjson -lpthread -lm
 # ---- sources: a build choice is a choice of files ------------------------------------------------------------
 GEMM_openblas := laser/cpu/gemm_cblas.c
 GEMM_none := laser/cpu/gemm_native.c
-COMM_0 := laser/comm_single.c
-COMM_1 := laser/comm_mpi.c
-COMM_DEVICE := laser/comm_host.c
+# who the processes are, by MPI and NCCL; what moves in the backend's memory, by NCCL
+COMM_00 := laser/comm_single.c
+COMM_01 := laser/comm_env.c laser/meet.c
+COMM_10 := laser/comm_mpi.c
+COMM_11 := laser/comm_mpi.c
+COMM_DEVICE_0 := laser/comm_host.c
+COMM_DEVICE_1 := laser/cuda/comm_nccl.cu
+COMM := $(COMM_$(MPI)$(NCCL)) $(COMM_DEVICE_$(NCCL))
 CUDNN_0 := laser/cuda/attention_nocudnn.cu
 CUDNN_1 := laser/cuda/attention_cudnn.cc
-CUDA_FILES := $(filter-out $(CUDNN_0),$(wildcard laser/cuda/*.cu))
+CUDA_FILES := $(filter-out $(CUDNN_0) $(COMM_DEVICE_1),$(wildcard laser/cuda/*.cu))
 SOURCES_cpu := $(filter-out laser/cpu/gemm_%,$(wildcard laser/cpu/*.c)) $(GEMM_$(BLAS))
 SOURCES_cuda := $(CUDA_FILES) $(CUDNN_$(CUDNN))
-SOURCES_emu := $(CUDA_FILES) $(CUDNN_0) $(wildcard dev/emu/*.cc dev/emu/*.S)
+SOURCES_emu := $(CUDA_FILES) $(CUDNN_0) $(wildcard dev/emu/*.S) \
+	$(filter-out $(if $(filter 0,$(NCCL)),dev/emu/nccl_%),$(wildcard dev/emu/*.cc))
 DATA_SOURCES := $(addprefix dataloader/,shard.c loader.c manifest.c manifest_totals.c vocab.c encode.c)
-CORE_SOURCES := $(filter-out laser/comm_%,$(wildcard laser/*.c)) $(COMM_$(MPI)) $(COMM_DEVICE) $(SOURCES_$(BACKEND)) $(DATA_SOURCES)
+CORE_SOURCES := $(filter-out laser/comm_% $(COMM_01),$(wildcard laser/*.c)) $(COMM) $(SOURCES_$(BACKEND)) $(DATA_SOURCES)
 TESTS_emu := $(wildcard dev/test/*.cc)
 TESTS_cuda := $(filter-out dev/test/test_emu%.cc,$(TESTS_emu))
 TEST_SOURCES := test_gpt.c $(filter-out dev/test/groups_%,$(wildcard dev/test/*.c)) dev/test/groups_$(BACKEND).c \
@@ -105,6 +116,7 @@ VARIANT_FILES := laser/cpu/attention% laser/cpu/backend.c laser/cuda/laser% lase
 	$(filter-out %cudnn.cu %cudnn.cc,$(wildcard laser/cuda/attention*))
 
 FEATURES_cpu := $(BLAS)
+FEATURES_emu := $(if $(filter 1,$(NCCL)),nccl1)
 CONFIG := $(strip $(BACKEND) $(PRECISION) $(FEATURES_$(BACKEND)) mpi$(MPI) $(filter-out native,$(ARCH)) \
 	$(patsubst %,san%,$(filter-out 0,$(SANITIZE))) $(filter-out cc,$(notdir $(CC))))
 OUT := build/$(subst $(eval) ,-,$(CONFIG))
@@ -121,6 +133,7 @@ all: config $(TRAINERS)
 SUMMARY = BACKEND=$(BACKEND) PRECISION=$(PRECISION) $(SUMMARY_$(BACKEND)) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), \
 	SANITIZE=$(SANITIZE)), $(CC) for $(ARCH)
 SUMMARY_cpu = BLAS=$(BLAS)
+SUMMARY_emu = NCCL=$(NCCL)
 
 # Says what was chosen, and stops where a part is missing, before anything is compiled.
 config:
@@ -253,6 +266,8 @@ help:
 	@echo '  ATTN=laser|standard|both     ($(ATTN))'
 	@echo '  PRECISION=fp32|bf16          ($(PRECISION))  cpu: fp32 alone'
 	@echo '  MPI=0|1                      ($(MPI))  1: several processes, started by mpirun'
+	@echo '  NCCL=0|1                     ($(NCCL))  cuda; default: 1 where its header is found. With MPI=0 processes meet by'
+	@echo '                               RANK, WORLD_SIZE ..., as torchrun sets them'
 	@echo '  BLAS=none|openblas           ($(BLAS))  cpu; none: our own matrix product'
 	@echo '  GPU_ARCH=native|90a|"80 90a" ($(GPU_ARCH))  cuda; default: the GPU of this machine, else 80 90a ptx'
 	@echo '  CUDNN=0|1                    ($(CUDNN))  cuda; default: 1 where its headers are found'

@@ -37,7 +37,8 @@ typedef enum AttnCore { ATTN_CORE_AUTO, ATTN_CORE_GEMM, ATTN_CORE_CUDNN } AttnCo
 /* How to run; what is computed is the same but for rounding. A CPU looks at threads alone. */
 typedef struct BackendOptions {
     int threads;            /* of the CPU; 0: all cores */
-    int local_rank;         /* which GPU */
+    int local_rank;         /* which GPU, among the processes of this machine */
+    bool share_gpu;         /* several processes may use one */
     AttnCore attn_core;     /* AUTO: the backend chooses by shape and architecture */
     bool tf32;              /* fp32 products in TF32 */
     bool untuned;           /* matrix products by the library's first choice, not by timing */
@@ -64,6 +65,8 @@ const char *backend_attention(void); /* "laser", "standard" */
 const char *backend_precision(void); /* "fp32", "bf16" */
 void backend_describe(
     Backend *be, char *text, size_t capacity); /* device, threads, libraries: one line */
+/* The GPU's name on this machine, the same for every process (its PCI bus id); false: no GPU. */
+bool backend_device_id(const Backend *be, char *text, size_t capacity);
 /* FLOP/s that "fraction of peak" is counted against: the data sheet's on a GPU; on a CPU the rate
  * of this build's own matrix product, measured in 0.3 s, the best of all calls so far. */
 double backend_peak_flops(Backend *be);

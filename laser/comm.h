@@ -1,5 +1,5 @@
 /* comm.h: data parallel processes. Two files implement it: who the processes are and what moves in
- * the host's memory (comm_single.c, comm_mpi.c, cuda/comm_env.cu), and what moves in the backend's
+ * the host's memory (comm_single.c, comm_mpi.c, comm_env.c), and what moves in the backend's
  * (comm_host.c, cuda/comm_nccl.cu). Knows nothing of the model.
  *
  * With several, an error in any of them (die(), a kill, a hang) is printed once, with the rank, and
@@ -20,6 +20,7 @@ typedef struct Comm {
     int rank, world;
     int local_rank, local_world; /* among the processes of this machine */
     struct Watch *watch;         /* NULL: one process */
+    struct CommHost *host;       /* of comm_env.c */
     struct CommDevice *device;   /* of comm_attach */
 } Comm;
 

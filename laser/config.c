@@ -387,6 +387,7 @@ ModelConfig config_model(const Config *c, int32_t vocab) {
 BackendOptions config_backend(const Config *c, int local_rank) {
     return (BackendOptions){.threads = (int)c->threads,
         .local_rank = local_rank,
+        .share_gpu = c->share_gpu != 0,
         .attn_core = (AttnCore)c->attn_core,
         .tf32 = c->tf32 != 0,
         .untuned = c->tune == 0,

@@ -15,6 +15,18 @@ typedef struct Launch {
 } Launch;
 
 Launch launch_find(void); /* world 1 where no launcher is known */
+
+/* RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets
+ * them: enough to meet without MPI. */
+typedef struct LaunchEnv {
+    int rank, world, local_rank, local_world;
+    const char *address; /* of rank 0's machine; NULL: world is 1 */
+    int port;
+} LaunchEnv;
+
+/* False: they are not set, but perhaps a single one that was left over in some shell. Dies with
+ * EXIT_USAGE, naming it, where one is missing or cannot be. */
+bool launch_env(LaunchEnv *out);
 /* Dies with EXIT_USAGE; of the processes started together, the first alone prints. */
 void launch_refuse(const Launch *l, const char *why) NORETURN;
 

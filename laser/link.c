@@ -49,27 +49,51 @@ static void list_addresses(char *out, size_t capacity) {
     freeifaddrs(all);
 }
 
-/* Both families where the machine has both. */
-static int bind_socket(bool local, struct sockaddr_storage *at) {
+static uint16_t *port_of(struct sockaddr_storage *at) {
+    return at->ss_family == AF_INET ? &((struct sockaddr_in *)at)->sin_port
+                                    : &((struct sockaddr_in6 *)at)->sin6_port;
+}
+
+/* -1 where the family is not there, or the port is taken. Both families through IPv6's. */
+static int bind_family(struct sockaddr_storage *at, socklen_t size, int port) {
+    const int no = 0, yes = 1, fd = socket(at->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    *port_of(at) = htons((uint16_t)port);
+    if (fd >= 0 && (port == 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) == 0) &&
+        (at->ss_family == AF_INET ||
+            setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof no) == 0) &&
+        bind(fd, (struct sockaddr *)at, size) == 0 && listen(fd, SOMAXCONN) == 0)
+        return fd;
+    const int why = errno;
+    if (fd >= 0) close(fd);
+    errno = why;
+    return -1;
+}
+
+/* port 0: any that is free. at: receives where it listens. -1: see errno */
+static int bind_socket(bool local, int port, struct sockaddr_storage *at) {
     struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = in6addr_any};
     struct sockaddr_in four = {.sin_family = AF_INET};
     four.sin_addr.s_addr = htonl(local ? INADDR_LOOPBACK : INADDR_ANY);
     socklen_t size = sizeof *at;
-    int fd = local ? -1 : socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    const int no = 0;
-    if (fd >= 0 && (setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof no) != 0 ||
-                       bind(fd, (struct sockaddr *)&six, sizeof six) != 0)) {
+    int fd = -1;
+    if (!local) {
+        memcpy(at, &six, sizeof six);
+        fd = bind_family(at, sizeof six, port);
+    }
+    if (fd < 0 && (local || errno != EADDRINUSE)) {
+        memcpy(at, &four, sizeof four);
+        fd = bind_family(at, sizeof four, port);
+    }
+    if (fd >= 0 && getsockname(fd, (struct sockaddr *)at, &size) != 0) {
         close(fd);
-        fd = -1;
+        return -1;
     }
-    if (fd < 0) {
-        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        if (fd < 0 || bind(fd, (struct sockaddr *)&four, sizeof four) != 0)
-            die(EXIT_IO, "a TCP port for the other processes: %s", strerror(errno));
-    }
-    if (listen(fd, SOMAXCONN) != 0 || getsockname(fd, (struct sockaddr *)at, &size) != 0)
-        die(EXIT_IO, "a TCP port for the other processes: %s", strerror(errno));
     return fd;
+}
+
+int link_listen_at(int port) {
+    struct sockaddr_storage at;
+    return bind_socket(false, port, &at);
 }
 
 int link_listen(LinkInvitation *out, bool local) {
@@ -85,9 +109,9 @@ int link_listen(LinkInvitation *out, bool local) {
         format(out->addresses, sizeof out->addresses, "%s", master);
     else
         list_addresses(out->addresses, sizeof out->addresses);
-    const int fd = bind_socket(local, &at);
-    out->port = ntohs(at.ss_family == AF_INET ? ((struct sockaddr_in *)&at)->sin_port
-                                              : ((struct sockaddr_in6 *)&at)->sin6_port);
+    const int fd = bind_socket(local, 0, &at);
+    if (fd < 0) die(EXIT_IO, "a TCP port for the other processes: %s", strerror(errno));
+    out->port = ntohs(*port_of(&at));
     return fd;
 }
 

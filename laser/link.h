@@ -7,6 +7,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { LINK_TEXT = 1 << 14 }; /* bytes of a message's text, its end included; longer is cut */
 
 typedef struct LinkInvitation { /* plain bytes, for a broadcast */
@@ -26,6 +30,8 @@ typedef struct LinkMessage {
 /* Returns a socket that listens, on this machine alone when `local` is set. MASTER_ADDR, where it
  * is set, is the address that the others are told. Dies with EXIT_IO. */
 int link_listen(LinkInvitation *out, bool local);
+/* Listens at this port of all addresses; -1 where it is taken. */
+int link_listen_at(int port);
 /* The next who connects and says the token in its first message; -1: it was no one. */
 int link_accept(int listener, uint64_t token, LinkMessage *m, char *text /* (LINK_TEXT) */);
 /* Connects; -1 where none of the addresses answers. */
@@ -37,4 +43,7 @@ bool link_send(int fd, const LinkMessage *m, const char *text /* or NULL */);
 bool link_receive(int fd, LinkMessage *m, char *text /* (LINK_TEXT) */);
 void link_host(char *name, int capacity); /* of this machine */
 
+#ifdef __cplusplus
+}
+#endif
 #endif

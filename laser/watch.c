@@ -47,6 +47,7 @@ struct Watch {
     _Atomic double timeout;
     _Atomic int64_t facts[4]; /* of this process */
     _Atomic bool closing;
+    Health health;
 };
 
 static bool is_first(const Watch *w) {
@@ -73,6 +74,13 @@ static void send_to(const Peer *p, const LinkMessage *m, const char *text) {
 static void send_all(const Watch *w, int kind, int code) {
     const LinkMessage m = message(w, kind, code);
     for (int i = 0; i < w->peer_count; i++) send_to(&w->peers[i], &m, NULL);
+}
+
+static void send_first(Watch *w, int kind, int code, const char *text) {
+    const LinkMessage m = message(w, kind, code);
+    pthread_mutex_lock(&w->lock);
+    send_to(&w->peers[0], &m, text);
+    pthread_mutex_unlock(&w->lock);
 }
 
 /* Seconds between two words of a process. */
@@ -205,10 +213,7 @@ static void on_warning(void *user, const char *text) {
         print_warning(w, 0, text);
         return;
     }
-    const LinkMessage m = message(w, WARNING, 0);
-    pthread_mutex_lock(&w->lock);
-    send_to(&w->peers[0], &m, text);
-    pthread_mutex_unlock(&w->lock);
+    send_first(w, WARNING, 0, text);
 }
 
 /* ---- a run that stands still ---- */
@@ -282,6 +287,18 @@ static void look_for_progress(Watch *w, double passed) {
     if (timeout > 0 && w->quiet > timeout) end_stand_still(w);
 }
 
+/* ---- what they talk through ---- */
+
+void watch_set_health(Watch *w, HealthCheck *check, void *user) {
+    if (w) health_set(&w->health, check, user);
+}
+
+static void ask_health(Watch *w) {
+    const char *text = health_ask(&w->health, w->clock);
+    if (text && is_first(w)) end_all(w, EXIT_PROCESS, 0, text);
+    if (text) send_first(w, ERROR, EXIT_PROCESS, text); /* it ends all, this process too */
+}
+
 /* ---- rank 0's thread ---- */
 
 static void end_lost(Watch *w, int rank) __attribute__((noreturn));
@@ -346,6 +363,7 @@ static void *watch_others(void *user) {
         for (int r = 1; r < w->peer_count; r++)
             if (fds[r].revents) listen_to(w, r);
         send_beat(w);
+        ask_health(w);
         look_for_progress(w, passed);
     }
     free(fds);
@@ -392,6 +410,7 @@ static void *watch_first(void *user) {
         wait_for_words(w, fds);
         if (fds[0].revents) listen_to_first(w);
         send_beat(w);
+        ask_health(w);
         /* rank 0 judges the others: longer, so that it is heard when it does */
         const double timeout = atomic_load(&w->timeout);
         if (timeout > 0 && w->clock - w->peers[0].heard > 1.25 * timeout + 1)
@@ -456,6 +475,7 @@ Watch *watch_open(const WatchOptions *o, const LinkInvitation *invitation, int l
     link_host(w->host, sizeof w->host);
     atomic_store(&w->timeout, o->timeout);
     pthread_mutex_init(&w->lock, NULL);
+    health_open(&w->health);
     if (is_first(w))
         welcome_all(w, listener);
     else
@@ -470,13 +490,10 @@ Watch *watch_open(const WatchOptions *o, const LinkInvitation *invitation, int l
 
 void watch_close(Watch *w) {
     if (!w) return;
-    const LinkMessage m = message(w, BYE, 0);
     const uint64_t one = 1;
     watch_enter(w);
     atomic_store(&w->closing, true); /* first: rank 0 may be gone as soon as it has the message */
-    pthread_mutex_lock(&w->lock);
-    if (!is_first(w)) send_to(&w->peers[0], &m, NULL);
-    pthread_mutex_unlock(&w->lock);
+    if (!is_first(w)) send_first(w, BYE, 0, NULL);
     if (write(w->wake, &one, sizeof one) < 0) warn("the watching thread cannot be woken");
     pthread_join(w->thread, NULL);
     report_to(NULL);

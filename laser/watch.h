@@ -7,7 +7,12 @@
 
 #include <stdint.h>
 
+#include "laser/health.h"
 #include "laser/link.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct Watch Watch;
 
@@ -33,5 +38,11 @@ void watch_at_step(Watch *w, int64_t step); /* for messages; progress too */
 /* Around each collective: who has entered fewest of them is who the others wait for. */
 void watch_enter(Watch *w);
 void watch_leave(Watch *w);
+/* What is asked once a second, by the thread; when it says that something is wrong and stays so,
+ * that ends all (EXIT_PROCESS). NULL: nothing; the one before is not under way any more. */
+void watch_set_health(Watch *w, HealthCheck *check, void *user);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -29,6 +29,7 @@ typedef struct Runtime {
     cudaError_t last;
     Pinned *pinned;
     int count;
+    int device;
 } Runtime;
 static Runtime runtime;
 
@@ -79,20 +80,33 @@ cudaError_t cudaGetLastError(void) {
 /* ---- the device ------------------------------------------------------------------------------ */
 
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 1;
+    const char *gpus = getenv("EMU_GPUS");
+    *count = gpus && atoi(gpus) > 0 ? atoi(gpus) : 1;
     return cudaSuccess;
 }
+static bool is_device(int device) {
+    int count;
+    cudaGetDeviceCount(&count);
+    return device >= 0 && device < count;
+}
 cudaError_t cudaGetDevice(int *device) {
-    *device = 0;
+    *device = runtime.device;
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-    return keep(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+    if (!is_device(device)) return keep(cudaErrorInvalidDevice);
+    runtime.device = device;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetPCIBusId(char *text, int capacity, int device) {
+    if (!is_device(device)) return keep(cudaErrorInvalidDevice);
+    snprintf(text, (size_t)capacity, "0000:%02X:00.0", device + 1);
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     size_t available;
-    if (device != 0) return keep(cudaErrorInvalidDevice);
+    if (!is_device(device)) return keep(cudaErrorInvalidDevice);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated GPU");
     cudaMemGetInfo(&available, &p->totalGlobalMem);
@@ -285,6 +299,15 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
 }
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
     return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
+    (void)priority;
+    return cudaStreamCreateWithFlags(stream, flags);
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    *least = 0;
+    *greatest = -5;
+    return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (!stream) return keep(cudaErrorInvalidResourceHandle);

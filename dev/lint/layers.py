@@ -47,14 +47,47 @@ LAYERS = [
     ("laser/stop", set()),
     ("laser/schedule", BASE),
     ("laser/link", BASE),
-    ("laser/watch", BASE | {"laser/json.h", "laser/link.h"}),
+    ("laser/health", set()),
+    ("laser/watch", BASE | {"laser/health.h", "laser/json.h", "laser/link.h"}),
     ("laser/launch", BASE),
     ("laser/comm", BASE),
     ("laser/comm_host", SEAM | {"laser/comm.h"}),
     ("laser/comm_single", BASE | {"laser/comm.h", "laser/launch.h"}),
     (
         "laser/comm_mpi",
-        BASE | {"laser/comm.h", "laser/launch.h", "laser/link.h", "laser/watch.h"},
+        BASE
+        | {
+            "laser/comm.h",
+            "laser/health.h",
+            "laser/launch.h",
+            "laser/link.h",
+            "laser/watch.h",
+        },
+    ),
+    ("laser/meet", BASE | {"laser/launch.h", "laser/link.h"}),
+    (
+        "laser/comm_env",
+        BASE
+        | {
+            "laser/comm.h",
+            "laser/health.h",
+            "laser/launch.h",
+            "laser/link.h",
+            "laser/meet.h",
+            "laser/watch.h",
+        },
+    ),
+    ("laser/devices", SEAM | {"laser/comm.h", "laser/link.h"}),
+    (
+        "laser/cuda/comm_nccl",
+        SEAM
+        | {
+            "laser/comm.h",
+            "laser/devices.h",
+            "laser/health.h",
+            "laser/link.h",
+            "laser/watch.h",
+        },
     ),
     ("laser/agree", MODEL | {"laser/comm.h", "laser/json.h"}),
     ("laser/backend", BASE),

@@ -1,9 +1,9 @@
 #!/bin/sh
 # find_cuda.sh: finds what a CUDA build needs, for the Makefile and for people:
 #   dev/make/find_cuda.sh backend     BACKEND and BACKEND_WHY: is there a GPU, and nvcc?
-#   dev/make/find_cuda.sh cuda        nvcc, libraries, architectures, cuDNN; MISSING: what is not
+#   dev/make/find_cuda.sh cuda        nvcc, libraries, architectures, cuDNN, NCCL; MISSING: what is not
 # Prints NAME=value lines, ~ for a blank, so that make can take them word by word. Reads NVCC,
-# CUDA_HOME, GPU_ARCH, CUDNN, PRECISION from the environment. Looks in CUDA_HOME, nvcc's own
+# CUDA_HOME, GPU_ARCH, CUDNN, NCCL, PRECISION from the environment. Looks in CUDA_HOME, nvcc's own
 # toolkit, /usr/local/cuda, Debian's folders, and NVIDIA's Python packages (build/venv, then the
 # active Python). Needs no driver and no GPU. Exit code 0 also where things are missing.
 set -u
@@ -231,6 +231,26 @@ ${frontend%/*}"
     fi
 }
 
+# Older ones are not tried.
+find_nccl() { # -> NCCL, NCCL_WHY, NCCL_LIBRARY, NCCL_INCLUDE
+    asked=${NCCL:-}
+    NCCL=0 NCCL_LIBRARY="" NCCL_INCLUDE=""
+    if [ "$asked" = 0 ]; then
+        NCCL_WHY="as asked"
+        return
+    fi
+    find_library nccl.h nccl nccl.h NCCL 2
+    major=${NVCC_VERSION%%.*} minor=$(echo "$VERSION" | cut -d . -f 2)
+    if [ -n "$LIBRARY" ] && [ "$minor" -ge 18 ]; then
+        NCCL=1 NCCL_LIBRARY=$LIBRARY NCCL_INCLUDE=$INCLUDE
+        NCCL_WHY="NCCL $VERSION in $INCLUDE"
+        return
+    fi
+    NCCL_WHY="no NCCL 2.18 or newer with nccl.h${LIBRARY:+ (there is $VERSION in $INCLUDE)}: install \
+libnccl-dev of NVIDIA's repository, or pip install nvidia-nccl-cu$major; scripts/setup.sh gpu does"
+    [ -z "$asked" ] || missing "NCCL=1, but $NCCL_WHY"
+}
+
 # ---- what the Makefile takes ----------------------------------------------------------------
 
 SITES=$(site_packages)
@@ -255,12 +275,14 @@ case ${1:-} in
         if [ -n "$MISSING" ]; then
             set_value MISSING "$MISSING"
             set_value CUDNN "${CUDNN:-0}"
+            set_value NCCL "${NCCL:-0}"
             exit 0
         fi
         find_arch
         find_cublas
         find_cudart
         find_cudnn
+        find_nccl
         set_value NVCC "$NVCC"
         set_value NVCC_VERSION "$NVCC_VERSION"
         set_value GPU_ARCH "$GPU_ARCH"
@@ -275,6 +297,10 @@ case ${1:-} in
         set_value CUDNN_WHY "$CUDNN_WHY"
         set_value CUDNN_LIBRARY "$CUDNN_LIBRARY"
         set_value CUDNN_INCLUDES "$CUDNN_INCLUDES"
+        set_value NCCL "$NCCL"
+        set_value NCCL_WHY "$NCCL_WHY"
+        set_value NCCL_LIBRARY "$NCCL_LIBRARY"
+        set_value NCCL_INCLUDE "$NCCL_INCLUDE"
         set_value MISSING "$MISSING"
         ;;
     *)

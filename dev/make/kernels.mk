@@ -25,7 +25,7 @@ GPU := build/gpu
 GPU_BINARIES := train_gpt $(if $(filter cuda,$(BACKEND)),test_gpt $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c)))
 GPU_PLACE := $(GPU)/$(if $(filter cpu,$(BACKEND)),cpu-)$(PRECISION)
 GPU_HOST := $(if $(filter x86_64,$(shell uname -m)),x86-64-v3,native)
-GPU_MAKE = $(MAKE) --no-print-directory $(PARALLEL) gpu_programs MPI=0 ATTN=both ARCH=$(GPU_HOST)
+GPU_MAKE = $(MAKE) --no-print-directory $(PARALLEL) gpu_programs MPI=0 NCCL=0 ATTN=both ARCH=$(GPU_HOST)
 gpu-binaries: build/bin/shard_tool
 	@$(GPU_MAKE) BACKEND=cuda PRECISION=bf16
 	@$(GPU_MAKE) BACKEND=cuda PRECISION=fp32

@@ -299,6 +299,11 @@ void backend_synchronize(Backend *be) {
     (void)be;
 }
 
+bool backend_device_id(const Backend *be, char *text, size_t capacity) {
+    (void)be, (void)text, (void)capacity;
+    return false;
+}
+
 bool backend_memory_is_host(void) {
     return true;
 }

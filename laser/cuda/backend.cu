@@ -90,14 +90,26 @@ static void find_rates(Backend *be, const char *name) {
 
 __global__ static void probe_kernel(void) {}
 
+/* Which of the GPUs that this process sees; -1: there are too few. A launcher may show each process
+ * one of its own; whether it is, comm_attach() finds out. */
+int cuda_choose_device(int local_rank, int devices, bool share_gpu, bool one_was_chosen) {
+    if (local_rank < devices) return local_rank;
+    if (share_gpu) return local_rank % devices;
+    return devices == 1 && one_was_chosen ? 0 : -1;
+}
+
 static void open_device(Backend *be) {
     cudaDeviceProp properties;
     int devices = 0;
     CUDA_CHECK(cudaGetDeviceCount(&devices));
-    be->device = be->options.local_rank;
-    if (be->device >= devices)
-        die(EXIT_IO, "process %d of this machine needs a GPU of its own, there are %d", be->device,
-            devices);
+    const char *chosen = getenv("CUDA_VISIBLE_DEVICES");
+    be->device = cuda_choose_device(
+        be->options.local_rank, devices, be->options.share_gpu, chosen && chosen[0]);
+    if (be->device < 0)
+        die(EXIT_USAGE,
+            "%d or more processes on this machine, %d GPU%s: start one process a GPU, or let "
+            "several share one with --share-gpu",
+            be->options.local_rank + 1, devices, devices == 1 ? "" : "s");
     CUDA_CHECK(cudaSetDevice(be->device));
     CUDA_CHECK(cudaGetDeviceProperties(&properties, be->device));
     be->major = properties.major, be->minor = properties.minor;
@@ -174,6 +186,11 @@ void backend_describe(Backend *be, char *text, size_t capacity) {
     if (be->scratch) attention_describe(be, core, sizeof core);
     snprintf(text, capacity, "%s (%d.%d), %.0f GiB, %s, %s%s", properties.name, be->major,
         be->minor, (double)properties.totalGlobalMem / 1073741824.0, products, cudnn, core);
+}
+
+bool backend_device_id(const Backend *be, char *text, size_t capacity) {
+    CUDA_CHECK(cudaDeviceGetPCIBusId(text, (int)capacity, be->device));
+    return true;
 }
 
 /* The data sheet's rate; of a device that the table does not hold, what its own products reach. */
@@ -254,8 +271,10 @@ size_t backend_overhead_bytes(const Backend *be) {
 }
 
 size_t backend_memory_limit(const Backend *be, int processes) {
-    (void)processes; /* each has a GPU of its own */
-    return (size_t)(0.98 * (double)free_bytes()) + be->overhead;
+    int devices = 1;
+    CUDA_CHECK(cudaGetDeviceCount(&devices));
+    const int sharing = be->options.share_gpu ? ceil_div(processes, devices) : 1;
+    return (size_t)(0.98 * (double)free_bytes() / sharing) + be->overhead;
 }
 
 /* In double: an angle of a thousand turns has no digits left in float. */

@@ -71,6 +71,9 @@ struct Backend {
     CudnnPlans *cudnn;
 };
 
+/* A GPU of this process, or -1; see backend.cu. */
+int cuda_choose_device(int local_rank, int devices, bool share_gpu, bool one_was_chosen);
+
 static inline void require_scratch(const Backend *be) {
     REQUIRE(be->scratch != NULL, "%s", "backend_reserve comes first");
 }

@@ -1,0 +1,26 @@
+/* devices.c: which process has which GPU. */
+#include "laser/devices.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "laser/base.h"
+#include "laser/link.h"
+
+typedef struct Place {
+    char host[64], device[32];
+} Place;
+
+void devices_require_own(const Comm *c, const Backend *be, const char *what_to_do) {
+    Place mine;
+    memset(&mine, 0, sizeof mine);
+    if (c->world == 1 || !backend_device_id(be, mine.device, sizeof mine.device)) return;
+    link_host(mine.host, sizeof mine.host);
+    Place *all = (Place *)xcalloc((size_t)c->world, sizeof *all);
+    comm_gather(c, &mine, sizeof mine, all);
+    for (int r = 0; r < c->rank; r++)
+        if (memcmp(&all[r], &mine, sizeof mine) == 0)
+            die(EXIT_USAGE, "ranks %d and %d on %s have the same GPU, %s: %s", r, c->rank,
+                mine.host, mine.device, what_to_do);
+    free(all);
+}

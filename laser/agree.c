@@ -25,7 +25,7 @@ static Program program_of(const char *options) {
     format(p.attention, sizeof p.attention, "%s", backend_attention());
     format(p.backend, sizeof p.backend, "%s", backend_name());
     format(p.precision, sizeof p.precision, "%s", backend_precision());
-    format(p.comm, sizeof p.comm, "%s", comm_name());
+    format(p.comm, sizeof p.comm, "%s+%s", comm_name(), comm_device_name());
     p.options = (int64_t)strlen(options) + 1;
     return p;
 }

@@ -41,7 +41,7 @@ void comm_max_int(const Comm *c, int *x, size_t n);
 void comm_broadcast(const Comm *c, void *data, size_t bytes, int root);
 /* all: (world, bytes), by rank */
 void comm_gather(const Comm *c, const void *mine, size_t bytes, void *all);
-const char *comm_name(void); /* "none", "mpi", "nccl", "mpi+nccl" */
+const char *comm_name(void); /* of who the processes are: "none", "mpi", "env" */
 
 /* An array of n elements dealt out: rank r has `each` of them from r * each on, and the last rank
  * what is left besides. */
@@ -82,6 +82,7 @@ CommTicket comm_all_gather(const Comm *c, void *x, CommShare s, size_t elem);
 /* The sum on all ranks: exact where at most one rank has other than 0. */
 CommTicket comm_add_double(const Comm *c, double *x, size_t n);
 void comm_wait(const Comm *c, CommTicket t);
+const char *comm_device_name(void); /* of what moves it: "host", "nccl" */
 
 #ifdef __cplusplus
 }

@@ -49,7 +49,7 @@ static void end_early(int status, void *user) {
 }
 
 static void open_watch(Comm *c) {
-    LinkInvitation invitation;
+    LinkInvitation invitation = {.port = 0};
     const bool first = c->rank == 0;
     const int listener = first ? link_listen(&invitation, c->local_world == c->world) : -1;
     comm_broadcast(c, &invitation, sizeof invitation, 0);
@@ -98,7 +98,7 @@ void comm_at_step(const Comm *c, int64_t step) {
 }
 
 const char *comm_name(void) {
-    return "nccl";
+    return "env";
 }
 
 /* ---- through rank 0 ---- */

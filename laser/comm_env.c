@@ -1,7 +1,7 @@
 /* comm_env.c: processes that meet by RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR
- * and MASTER_PORT, without MPI. What moves in the host's memory goes through rank 0, over TCP: it is
- * little, often (each step asks whether to stop), and waits neither for the GPU nor for what moves
- * in its memory, which cuda/comm_nccl.cu does. */
+ * and MASTER_PORT, without MPI. What moves in the host's memory goes through rank 0, over TCP: it
+ * is little, often (each step asks whether to stop), and waits neither for the GPU nor for what
+ * moves in its memory, which cuda/comm_nccl.cu does. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,10 +72,8 @@ void comm_open(Comm *c, int *argc, char ***argv) {
             "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT: start it by torchrun, set "
             "them for each process, or build with MPI=1");
     if (e.world == 1) return;
-    *c = (Comm){.rank = e.rank,
-        .world = e.world,
-        .local_rank = e.local_rank,
-        .local_world = e.local_world};
+    *c = (Comm){
+        .rank = e.rank, .world = e.world, .local_rank = e.local_rank, .local_world = e.local_world};
     c->host = (struct CommHost *)xcalloc(1, sizeof *c->host);
     meet_open(&c->host->meeting, &e, find_timeout(*argc, *argv));
     open_watch(c);
@@ -137,7 +135,8 @@ static void fold_all(const Comm *c, void *x, size_t bytes, Fold *fold) {
 }
 
 static void add_doubles(void *sum, const void *x, size_t bytes) {
-    for (size_t i = 0; i < bytes / sizeof(double); i++) ((double *)sum)[i] += ((const double *)x)[i];
+    for (size_t i = 0; i < bytes / sizeof(double); i++)
+        ((double *)sum)[i] += ((const double *)x)[i];
 }
 
 static void take_larger(void *sum, const void *x, size_t bytes) {

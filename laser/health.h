@@ -22,8 +22,8 @@ typedef struct Health {
 void health_open(Health *h);
 /* The check is not under way when this returns. */
 void health_set(Health *h, HealthCheck *check, void *user);
-/* At most once a second of `clock`. What is wrong, once, when it stays so: a process that was killed
- * shows here too, and who can name it goes first. */
+/* At most once a second of `clock`. What is wrong, once, when it stays so: a process that was
+ * killed shows here too, and who can name it goes first. */
 const char *health_ask(Health *h, double clock);
 
 #ifdef __cplusplus

@@ -82,8 +82,8 @@ bool launch_env(LaunchEnv *out) {
     if (!(set("RANK") || set("WORLD_SIZE")) || there < 2) return false;
     out->world = number(WORLD_SIZE, 1, INT_MAX, "the number of processes is expected");
     if (out->world == 1) return true;
-    out->rank = number(
-        RANK, 0, out->world - 1, "a process's number is expected, from 0 to WORLD_SIZE - 1");
+    out->rank =
+        number(RANK, 0, out->world - 1, "a process's number is expected, from 0 to WORLD_SIZE - 1");
     out->local_world = number(LOCAL_WORLD_SIZE, 1, out->world,
         "the number of processes of this machine is expected, at most WORLD_SIZE");
     out->local_rank = number(LOCAL_RANK, 0, out->local_world - 1,

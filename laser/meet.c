@@ -173,7 +173,8 @@ static void go_to_first(Meeting *m, const LaunchEnv *e, double seconds) {
             if (first + i <= UINT16_MAX) m->fd[0] = try_port(e, first + i);
         if (m->fd[0] < 0 && seconds > 0 && now_seconds() - begin > seconds)
             die(EXIT_PROCESS,
-                "rank %d has not found rank 0 at %s, ports %d to %d, within %.0f s (--timeout): was "
+                "rank %d has not found rank 0 at %s, ports %d to %d, within %.0f s (--timeout): "
+                "was "
                 "it started, and does MASTER_ADDR lead to its machine?",
                 e->rank, e->address, first, first + PORTS - 1, seconds);
         if (m->fd[0] < 0) usleep(100000);

@@ -12,8 +12,8 @@ typedef struct Meeting {
     int *fd; /* rank 0: (world), by rank, its own -1; others: (1), rank 0 */
 } Meeting;
 
-/* Until all are there, for that many seconds, 0: for ever; they come in any order. Rank 0 listens at
- * the port or one of the next few: torchrun keeps its own server at the first. Dies with
+/* Until all are there, for that many seconds, 0: for ever; they come in any order. Rank 0 listens
+ * at the port or one of the next few: torchrun keeps its own server at the first. Dies with
  * EXIT_PROCESS, naming the first who is missing, or where rank 0 was looked for; EXIT_USAGE where
  * two have one rank or they disagree on how many they are. */
 void meet_open(Meeting *m, const LaunchEnv *e, double seconds);

@@ -396,8 +396,7 @@ static void listen_to_first(Watch *w) {
     Peer *p = &w->peers[0];
     const bool there = link_receive(p->fd, &m, text);
     if (!there && atomic_load(&w->closing)) return;
-    if (!there)
-        outlive_first(w, "ended without a word: killed, perhaps for want of memory");
+    if (!there) outlive_first(w, "ended without a word: killed, perhaps for want of memory");
     p->heard = w->clock;
     memcpy(p->facts, m.facts, sizeof p->facts);
     if (m.kind == END) leave(w, m.code);

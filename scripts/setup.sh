@@ -13,8 +13,9 @@ Usage: setup.sh [GROUP]...       installs what is missing (default: build)
   test        as quickstart, and what reads our files back: safetensors, tensorboard,
               sentencepiece (also with BACKEND=emu); tokenizers and google-crc32c, for
               dev/data/from_huggingface.py
-  gpu         as build, and for BACKEND=cuda: C++ compiler, the headers of cudnn_frontend; says
-              what is missing of the CUDA toolkit, which it does not install
+  gpu         as build, and for BACKEND=cuda: C++ compiler, the headers of cudnn_frontend, and but
+              for machines with one GPU NCCL; says what is missing of the CUDA toolkit, which it
+              does not install
   reference   PyTorch and transformers, for dev/ref/model_ref.py and the comparison in dev/bench
 Exit status: 0 all is there, 1 something cannot be installed, 2 wrong usage.
 END
@@ -25,7 +26,7 @@ missing=""   # Debian packages
 why=""       # what stands for each, for people without apt
 venv=build/venv
 wheels=""    # Python packages
-headers=""   # Python packages of which headers alone are used: without what they depend on
+headers=""   # Python packages of which files alone are used: without what they depend on
 toolkit=""   # what is missing of the CUDA toolkit
 
 need() { # PACKAGE DESCRIPTION CHECK...: the package is missing when the check fails
@@ -97,13 +98,20 @@ group_test() {
 group_gpu() {
     group_build
     need g++ "C++ compiler" command_there c++
-    toolkit=$(CUDNN=0 dev/make/find_cuda.sh cuda | sed -n 's/^MISSING=//p' | tr '~' ' ')
-    if dev/make/find_cuda.sh cuda | grep -q '^CUDNN=1$' || in_venv include/cudnn_frontend.h; then
-        return
-    fi
+    toolkit=$(CUDNN=0 NCCL=0 dev/make/find_cuda.sh cuda | sed -n 's/^MISSING=//p' | tr '~' ' ')
+    found=$(dev/make/find_cuda.sh cuda)
+    cuda_major=$(printf '%s\n' "$found" | sed -n 's/^NVCC_VERSION=\([0-9]*\).*/\1/p')
+    printf '%s\n' "$found" | grep -q '^CUDNN=1$' || in_venv include/cudnn_frontend.h ||
+        headers="$headers nvidia-cudnn-frontend"
+    printf '%s\n' "$found" | grep -q '^NCCL=1$' || [ -z "$cuda_major" ] || one_gpu ||
+        headers="$headers nvidia-nccl-cu$cuda_major"
+    [ -n "$headers" ] || return 0
     need python3 Python command_there python3
     need python3-venv "Python environments" venv_there
-    headers="$headers nvidia-cudnn-frontend"
+}
+
+one_gpu() { # nobody to talk to
+    [ "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')" = 1 ]
 }
 
 group_reference() {

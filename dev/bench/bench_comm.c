@@ -79,7 +79,8 @@ static void check_sums(Bench *b, const char *what, size_t begin, size_t end, Com
     float bound;
     for (size_t i = begin; i < end; i++) {
         const float want = expected(b, i, wire, &bound), got = b->host[i];
-        if (!(got - want <= bound && want - got <= bound)) complain(b, what, i, (double)got, (double)want);
+        if (!(got - want <= bound && want - got <= bound))
+            complain(b, what, i, (double)got, (double)want);
     }
 }
 
@@ -105,7 +106,8 @@ static void check_doubles(Bench *b) {
     comm_wait(&b->comm, comm_add_double(&b->comm, b->sums, world));
     backend_download(b->be, x, b->sums, world * sizeof *x);
     for (size_t r = 0; r < world; r++)
-        if (x[r] != 1.0 / (3 + (double)r)) complain(b, "comm_add_double", r, x[r], 1.0 / (3 + (double)r));
+        if (x[r] != 1.0 / (3 + (double)r))
+            complain(b, "comm_add_double", r, x[r], 1.0 / (3 + (double)r));
     free(x);
 }
 
@@ -119,13 +121,21 @@ static void check_all(Bench *b) {
     check_doubles(b);
     int wrong = b->wrong;
     comm_max_int(&b->comm, &wrong, 1);
-    if (b->comm.rank == 0) printf("comm %s+%s, %d processes: %s\n", comm_name(),
-        comm_device_name(), b->comm.world, wrong ? "WRONG" : "right");
+    if (b->comm.rank == 0)
+        printf("comm %s+%s, %d processes: %s\n", comm_name(), comm_device_name(), b->comm.world,
+            wrong ? "WRONG" : "right");
 }
 
 /* ---- how fast? ---- */
 
-typedef enum Operation { REDUCE_FP32, REDUCE_BF16, GATHER_FP32, GATHER_ACT, BOTH_FP32, OPERATIONS } Operation;
+typedef enum Operation {
+    REDUCE_FP32,
+    REDUCE_BF16,
+    GATHER_FP32,
+    GATHER_ACT,
+    BOTH_FP32,
+    OPERATIONS
+} Operation;
 static const char *const NAMES[OPERATIONS] = {"reduce-scatter fp32", "reduce-scatter bf16",
     "all-gather fp32", "all-gather bf16", "both, fp32"};
 
@@ -164,8 +174,8 @@ static void measure(const Bench *b) {
             const double s = time_calls(b, (Operation)o, n), algbw = size * (double)n / s * 1e-9;
             const double ring = (o == BOTH_FP32 ? 2 : 1) * (world - 1) / world;
             if (b->comm.rank == 0)
-                printf("%-20s %10.1f %12.1f %12.2f %12.2f\n", NAMES[o],
-                    size * (double)n / 1048576, 1e6 * s, algbw, algbw * ring);
+                printf("%-20s %10.1f %12.1f %12.2f %12.2f\n", NAMES[o], size * (double)n / 1048576,
+                    1e6 * s, algbw, algbw * ring);
         }
 }
 

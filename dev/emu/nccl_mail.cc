@@ -56,8 +56,9 @@ bool mail_open(Mail *m, const char *name, int rank, int world, const char *place
     *m = {};
     m->rank = rank, m->world = world;
     m->fd = shm_open(name, O_RDWR | O_CLOEXEC, 0600);
-    void *p = m->fd < 0 ? MAP_FAILED
-                        : mmap(NULL, sizeof(MailRoom), PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
+    void *p = m->fd < 0
+                  ? MAP_FAILED
+                  : mmap(NULL, sizeof(MailRoom), PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
     if (p == MAP_FAILED) emu_fail("shared memory %s: %s", name, strerror(errno));
     m->room = (MailRoom *)p;
     struct flock lock = lock_of(rank);
@@ -132,7 +133,8 @@ static bool same_call(const MailBox *box, const MailItem *i) {
 /* Messages between two ranks arrive in the order in which they are sent. */
 static bool is_first(const MailItem *items, int at) {
     for (int k = 0; k < at; k++)
-        if (items[k].out == items[at].out && items[k].peer == items[at].peer && !is_moved(&items[k]))
+        if (items[k].out == items[at].out && items[k].peer == items[at].peer &&
+            !is_moved(&items[k]))
             return false;
     return true;
 }
@@ -145,7 +147,8 @@ bool mail_move(Mail *m, MailItem *items, int count, char *differs) {
             if (is_moved(i)) continue;
             left++;
             if (!is_first(items, k)) continue;
-            MailBox *box = i->out ? &m->room->box[m->rank][i->peer] : &m->room->box[i->peer][m->rank];
+            MailBox *box =
+                i->out ? &m->room->box[m->rank][i->peer] : &m->room->box[i->peer][m->rank];
             if (!i->out && has_piece(box) && !same_call(box, i)) {
                 snprintf(differs, MAIL_DIFFERS,
                     "call %d here, %llu elements, met call %d of rank %d, %llu elements: all ranks "

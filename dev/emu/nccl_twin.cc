@@ -1,7 +1,8 @@
-/* nccl_twin.cc: NCCL's interface (dev/emu/include/nccl.h) between processes of this machine, for the
- * emulator. Sums are made in fp32 or fp64, in the order of the ranks. As strict as NCCL is where it
- * says so, and stricter where it would hang: calls that differ between ranks are refused. A call
- * whose peer is gone waits for ever, as a kernel of NCCL's does, and ncclCommGetAsyncError tells.
+/* nccl_twin.cc: NCCL's interface (dev/emu/include/nccl.h) between processes of this machine, for
+ * the emulator. Sums are made in fp32 or fp64, in the order of the ranks. As strict as NCCL is
+ * where it says so, and stricter where it would hang: calls that differ between ranks are refused.
+ * A call whose peer is gone waits for ever, as a kernel of NCCL's does, and ncclCommGetAsyncError
+ * tells.
  *
  * EMU_NCCL_FAULT=KIND:RANK:CALL goes wrong in that call of that rank, the first is 1: skip (it is
  * not made), fail (returns an error), lost (an error that comes later, and nothing moves any more),
@@ -57,8 +58,8 @@ static Group group;
 /* ---- what it says ---------------------------------------------------------------------------- */
 
 const char *ncclGetErrorString(ncclResult_t result) {
-    static const char *const texts[] = {"no error", "unhandled cuda error", "unhandled system error",
-        "internal error", "invalid argument", "invalid usage",
+    static const char *const texts[] = {"no error", "unhandled cuda error",
+        "unhandled system error", "internal error", "invalid argument", "invalid usage",
         "remote process exited or there was a network error", "operation in progress"};
     return (size_t)result < sizeof texts / sizeof *texts ? texts[result] : "unknown result code";
 }
@@ -212,8 +213,7 @@ static ncclResult_t reduce(const Call *c, int only /* rank that takes, -1: all *
     }
     for (int r = 0; r < m->world; r++) {
         if (r == m->rank) continue;
-        if (only < 0 || only == r)
-            items[n++] = item(c, true, r, c->send + part * (size_t)r, bytes);
+        if (only < 0 || only == r) items[n++] = item(c, true, r, c->send + part * (size_t)r, bytes);
         if (takes) items[n++] = item(c, false, r, rows + bytes * (size_t)r, bytes);
     }
     memcpy(rows + bytes * (size_t)m->rank, c->send + part * (size_t)m->rank, bytes);
@@ -265,8 +265,8 @@ static ncclResult_t exchange(const Call *calls, size_t count) {
         if (c->kind != SEND && c->kind != RECV) continue;
         const size_t bytes = c->count * size_of(c->type);
         if (c->root != m->rank) {
-            items[n++] = item(c, c->kind == SEND, c->root,
-                c->kind == SEND ? c->send : c->receive, bytes);
+            items[n++] =
+                item(c, c->kind == SEND, c->root, c->kind == SEND ? c->send : c->receive, bytes);
         } else if (!own) {
             own = c;
         } else {
@@ -278,7 +278,8 @@ static ncclResult_t exchange(const Call *calls, size_t count) {
         }
     }
     if (own) emu_fail("%s", "ncclSend or ncclRecv to itself has no counterpart in its group");
-    const ncclResult_t status = n ? move(calls[0].comm, items, n, "ncclSend, ncclRecv") : ncclSuccess;
+    const ncclResult_t status =
+        n ? move(calls[0].comm, items, n, "ncclSend, ncclRecv") : ncclSuccess;
     free(items);
     return status;
 }

@@ -42,6 +42,7 @@ MUTABLE = {
     ("dev/emu/launch.cc", "emu_machine"): "the one device; CUDA's calls have no room for a pointer",
     ("dev/emu/memory.cc", "memory"): "its memory, read by a signal handler",
     ("dev/emu/order.cc", "order"): "the order of its threads",
+    ("dev/emu/nccl_twin.cc", "group"): "calls between ncclGroupStart and ncclGroupEnd",
     ("dev/emu/runtime.cc", "runtime"): "its runtime",
     ("dev/emu/shared.cc", "shared"): "its shared memory",
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # find_cuda.sh: finds what a CUDA build needs, for the Makefile and for people:
 #   dev/make/find_cuda.sh backend     BACKEND and BACKEND_WHY: is there a GPU, and nvcc?
-#   dev/make/find_cuda.sh cuda        nvcc, libraries, architectures, cuDNN, NCCL; MISSING: what is not
+#   dev/make/find_cuda.sh cuda        nvcc, architectures, libraries; MISSING: what is not
 # Prints NAME=value lines, ~ for a blank, so that make can take them word by word. Reads NVCC,
 # CUDA_HOME, GPU_ARCH, CUDNN, NCCL, PRECISION from the environment. Looks in CUDA_HOME, nvcc's own
 # toolkit, /usr/local/cuda, Debian's folders, and NVIDIA's Python packages (build/venv, then the
@@ -246,8 +246,9 @@ find_nccl() { # -> NCCL, NCCL_WHY, NCCL_LIBRARY, NCCL_INCLUDE
         NCCL_WHY="NCCL $VERSION in $INCLUDE"
         return
     fi
-    NCCL_WHY="no NCCL 2.18 or newer with nccl.h${LIBRARY:+ (there is $VERSION in $INCLUDE)}: install \
-libnccl-dev of NVIDIA's repository, or pip install nvidia-nccl-cu$major; scripts/setup.sh gpu does"
+    NCCL_WHY="no NCCL 2.18 or newer with nccl.h${LIBRARY:+ (there is $VERSION in $INCLUDE)}: \
+install libnccl-dev of NVIDIA's repository, or nvidia-nccl-cu$major with pip, as scripts/setup.sh gpu \
+does"
     [ -z "$asked" ] || missing "NCCL=1, but $NCCL_WHY"
 }
 

@@ -154,6 +154,30 @@ def check_libraries(m):
     m.expect("fp32", m.find("cuda", CUDA_HOME=bare, PRECISION="fp32")["CUDNN"], "0")
 
 
+def nccl_version(minor):
+    return ("nccl.h", VERSION.format("NCCL", 2, minor, ""))
+
+
+def check_nccl(m):
+    cuda, wheel = f"{m.folder}/nccl_cuda", f"{m.folder}/site/nvidia/nccl"
+    toolkit(cuda, "12.4")
+    write_library(cuda, "lib64", "nccl.h", "libnccl.so", nccl_version(17))
+    found = m.find("cuda", CUDA_HOME=cuda)
+    m.expect("old NCCL", found["NCCL"], "0")
+    m.expect("old NCCL", found["NCCL_WHY"], "no NCCL 2.18 or newer with nccl.h (there is 2.17.0")
+    m.expect("old NCCL", found["NCCL_WHY"], "nvidia-nccl-cu12")
+    m.expect("old NCCL", found["MISSING"], "")
+    m.expect("asked", m.find("cuda", CUDA_HOME=cuda, NCCL="1")["MISSING"], "NCCL=1, but no NCCL")
+    os.remove(f"{cuda}/lib64/libnccl.so")
+    write_library(wheel, "lib", "nccl.h", "libnccl.so.2", nccl_version(30))
+    found = m.find("cuda", CUDA_HOME=cuda)
+    m.expect("wheel of NCCL", found["NCCL"], "1")
+    m.expect("wheel of NCCL", found["NCCL_WHY"], "NCCL 2.30.0 in")
+    m.expect("wheel of NCCL", found["NCCL_LIBRARY"], f"{wheel}/lib/libnccl.so.2")
+    m.expect("wheel of NCCL", found["NCCL_INCLUDE"], f"{wheel}/include")
+    m.expect("without", m.find("cuda", CUDA_HOME=cuda, NCCL="0")["NCCL"], "0")
+
+
 def check_make(m):
     cuda = {"CUDA_HOME": f"{m.folder}/cuda"}
     for what, code, part, arguments in (
@@ -163,6 +187,7 @@ def check_make(m):
         ("unknown", 2, "choose one of: cpu cuda emu", ["BACKEND=gpu"]),
         ("no nvcc", 2, "cuda: NVCC=/none is not there", ["config", "BACKEND=cuda", "NVCC=/none"]),
         ("no cuDNN", 2, "is not known; choose one of: 0 1", ["BACKEND=cuda", "CUDNN=2"]),
+        ("NCCL on a CPU", 2, "NCCL=1 is for GPUs", ["BACKEND=cpu", "NCCL=1"]),
         ("sanitizer", 2, "make gpu-check", ["BACKEND=cuda", "SANITIZE=1"]),
     ):
         m.set("nvidia-smi", SMI.format("NVIDIA H100", 9.0))
@@ -181,6 +206,7 @@ def main():
         check_backend(machine)
         check_architecture(machine)
         check_libraries(machine)
+        check_nccl(machine)
         check_make(machine)
     failures = machine.failures
     print(f"check_build: {failures} failures" if failures else "check_build: every choice is right")

@@ -1,6 +1,7 @@
 /* cuda/comm_nccl.cu: collectives on the GPU's memory, by NCCL, on a stream of its own beside the
- * backend's: events order the two, the host waits for neither. Who the processes are, and what moves
- * in the host's memory, is another file's (comm_mpi.c, comm_env.c). Knows nothing of the model. */
+ * backend's: events order the two, the host waits for neither. Who the processes are, and what
+ * moves in the host's memory, is another file's (comm_mpi.c, comm_env.c). Knows nothing of the
+ * model. */
 #include <nccl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -80,9 +81,9 @@ struct CommDevice {
     Backend *be;
     ncclComm_t nccl;
     cudaStream_t stream;
-    cudaEvent_t called;        /* where the backend's operations were when one of these was called */
-    cudaEvent_t done[EVENTS];  /* by ticket modulo EVENTS */
-    CommTicket last;           /* 0: none yet */
+    cudaEvent_t called;       /* where the backend's operations were when one of these was called */
+    cudaEvent_t done[EVENTS]; /* by ticket modulo EVENTS */
+    CommTicket last;          /* 0: none yet */
     Allocation memory[ALLOCATIONS];
     uint16_t *sent, *received; /* (world, stage) bfloat16, from the first that travels so on */
     size_t stage;
@@ -261,11 +262,11 @@ static void reduce_scatter_fp32(const Comm *c, float *x, CommShare s) {
     float *tail = x + (s.n - rest);
     NCCL_CHECK(d, ncclGroupStart());
     if (s.each)
-        NCCL_CHECK(d, ncclReduceScatter(x, x + (size_t)c->rank * s.each, s.each, ncclFloat,
-                          ncclSum, d->nccl, d->stream));
+        NCCL_CHECK(d, ncclReduceScatter(x, x + (size_t)c->rank * s.each, s.each, ncclFloat, ncclSum,
+                          d->nccl, d->stream));
     if (rest)
-        NCCL_CHECK(d, ncclReduce(tail, tail, rest, ncclFloat, ncclSum, c->world - 1, d->nccl,
-                          d->stream));
+        NCCL_CHECK(
+            d, ncclReduce(tail, tail, rest, ncclFloat, ncclSum, c->world - 1, d->nccl, d->stream));
     NCCL_CHECK(d, ncclGroupEnd());
 }
 
@@ -289,9 +290,8 @@ __global__ static void round_shares_kernel(
 }
 
 /* out[i] = the sum of the rows' elements i: (0 + 1) + (2 + 3) ..., as comm_host.c */
-__global__ static void sum_rows_kernel(
-    float *out /* (n) */, const uint16_t *rows /* (world, most) */, int world, size_t most,
-    size_t n) {
+__global__ static void sum_rows_kernel(float *out /* (n) */,
+    const uint16_t *rows /* (world, most) */, int world, size_t most, size_t n) {
     const size_t step = (size_t)gridDim.x * blockDim.x;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
         float sums[LEVELS + 1]; /* [l]: of 2^l rows, where the count of rows so far has that bit */
@@ -373,8 +373,7 @@ CommTicket comm_all_gather(const Comm *c, void *x, CommShare s, size_t elem) {
         NCCL_CHECK(d, ncclAllGather(bytes + (size_t)c->rank * each, bytes, each, ncclInt8, d->nccl,
                           d->stream));
     if (rest)
-        NCCL_CHECK(
-            d, ncclBroadcast(tail, tail, rest, ncclInt8, c->world - 1, d->nccl, d->stream));
+        NCCL_CHECK(d, ncclBroadcast(tail, tail, rest, ncclInt8, c->world - 1, d->nccl, d->stream));
     NCCL_CHECK(d, ncclGroupEnd());
     return end(c);
 }

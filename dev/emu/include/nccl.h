@@ -1,7 +1,7 @@
 /* nccl.h: the part of NCCL's interface that laser/cuda uses, for the emulator, with NCCL's names;
- * values are ours. Every call has done its work when it returns, or the group's end has. What is not
- * here has never been tried without GPUs. dev/emu/nccl_twin.cc does what it says, between processes
- * of one machine. */
+ * values are ours. Every call has done its work when it returns, or the group's end has. What is
+ * not here has never been tried without GPUs. dev/emu/nccl_twin.cc does what it says, between
+ * processes of one machine. */
 #ifndef DEV_EMU_NCCL_H
 #define DEV_EMU_NCCL_H
 
@@ -10,7 +10,7 @@
 #define NCCL_MAJOR 2
 #define NCCL_MINOR 27
 #define NCCL_PATCH 0
-#define NCCL_VERSION(major, minor, patch) ((major) * 10000 + (minor) * 100 + (patch))
+#define NCCL_VERSION(major, minor, patch) ((major)*10000 + (minor)*100 + (patch))
 #define NCCL_VERSION_CODE NCCL_VERSION(NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH)
 
 typedef struct ncclComm *ncclComm_t;
@@ -37,7 +37,8 @@ typedef struct ncclConfig {
     unsigned magic;
     int blocking, cgaClusterSize, minCTAs, maxCTAs;
 } ncclConfig_t;
-#define NCCL_CONFIG_INITIALIZER {0x6e63636cu, 1, 0, 1, 32}
+#define NCCL_CONFIG_INITIALIZER                                                                    \
+    { 0x6e63636cu, 1, 0, 1, 32 }
 
 /* ---- life ---- */
 

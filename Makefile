@@ -126,7 +126,7 @@ objects = $(patsubst %,$(OUT)-$1/%.o,$(filter $(VARIANT_FILES),$2)) $(patsubst %
 TRAINERS := $(VARIANTS:%=train_gpt_%)
 TESTERS := $(VARIANTS:%=$(OUT)-%/test_gpt)
 
-.PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers \
+.PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers comm_objects \
 	quickstart bench bench-loader bench-numerics gpu-binaries gpu_archive gpu-check lint help clean FORCE
 all: config $(TRAINERS)
 	@echo "built $(TRAINERS): $(SUMMARY)"

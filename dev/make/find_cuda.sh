@@ -247,8 +247,8 @@ find_nccl() { # -> NCCL, NCCL_WHY, NCCL_LIBRARY, NCCL_INCLUDE
         return
     fi
     NCCL_WHY="no NCCL 2.18 or newer with nccl.h${LIBRARY:+ (there is $VERSION in $INCLUDE)}: \
-install libnccl-dev of NVIDIA's repository, or nvidia-nccl-cu$major with pip, as scripts/setup.sh gpu \
-does"
+install libnccl-dev of NVIDIA's repository, or with pip, as scripts/setup.sh gpu does, \
+nvidia-nccl-cu$major"
     [ -z "$asked" ] || missing "NCCL=1, but $NCCL_WHY"
 }
 

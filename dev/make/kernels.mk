@@ -38,6 +38,13 @@ gpu_programs: $(foreach v,$(VARIANTS),$(GPU_BINARIES:%=$(OUT)-$v/%))
 	@set -e; $(foreach v,$(VARIANTS),mkdir -p $(GPU_PLACE)-$v; \
 		install -s $(GPU_BINARIES:%=$(OUT)-$v/%) $(GPU_PLACE)-$v;)
 
+# What moves data between processes, compiled against NCCL's own header; all that it calls must be in
+# the library. A program would have to be linked of everything.
+comm_objects: config $(call objects,laser,$(COMM))
+	@nm -D --defined-only $(NCCL_LIBRARY) | awk '{ print $$3 }' | sort >$(OUT)/nccl_has
+	@nm -u $(filter %.o,$^) | sed -n 's/^ *U \(nccl[A-Za-z]*\)$$/\1/p' | sort -u | comm -23 - $(OUT)/nccl_has | \
+		sed 's/^/error: NCCL has no /; $$q1' >&2
+
 # CARRIED=1: build/gpu as it is
 CARRIED = $(if $(shell dev/make/find_cuda.sh cuda | grep '^NVCC='),0,1)
 CARRIED_THERE = [ -d $(GPU) ] || { echo "error: no nvcc to build with, and no $(GPU) that was carried here:" \

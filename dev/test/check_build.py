@@ -159,22 +159,21 @@ def nccl_version(minor):
 
 
 def check_nccl(m):
-    cuda, wheel = f"{m.folder}/nccl_cuda", f"{m.folder}/site/nvidia/nccl"
+    cuda = f"{m.folder}/nccl_cuda"
     toolkit(cuda, "12.4")
-    write_library(cuda, "lib64", "nccl.h", "libnccl.so", nccl_version(17))
+    write_library(cuda, "lib64", "nccl.h", "libnccl.so.2", nccl_version(17))
     found = m.find("cuda", CUDA_HOME=cuda)
     m.expect("old NCCL", found["NCCL"], "0")
     m.expect("old NCCL", found["NCCL_WHY"], "no NCCL 2.18 or newer with nccl.h (there is 2.17.0")
     m.expect("old NCCL", found["NCCL_WHY"], "nvidia-nccl-cu12")
     m.expect("old NCCL", found["MISSING"], "")
     m.expect("asked", m.find("cuda", CUDA_HOME=cuda, NCCL="1")["MISSING"], "NCCL=1, but no NCCL")
-    os.remove(f"{cuda}/lib64/libnccl.so")
-    write_library(wheel, "lib", "nccl.h", "libnccl.so.2", nccl_version(30))
+    write_library(cuda, "lib64", "nccl.h", "libnccl.so.2", nccl_version(18))
     found = m.find("cuda", CUDA_HOME=cuda)
-    m.expect("wheel of NCCL", found["NCCL"], "1")
-    m.expect("wheel of NCCL", found["NCCL_WHY"], "NCCL 2.30.0 in")
-    m.expect("wheel of NCCL", found["NCCL_LIBRARY"], f"{wheel}/lib/libnccl.so.2")
-    m.expect("wheel of NCCL", found["NCCL_INCLUDE"], f"{wheel}/include")
+    m.expect("NCCL", found["NCCL"], "1")
+    m.expect("NCCL", found["NCCL_WHY"], "NCCL 2.18.0 in")
+    m.expect("NCCL", found["NCCL_LIBRARY"], f"{cuda}/lib64/libnccl.so.2")
+    m.expect("NCCL", found["NCCL_INCLUDE"], f"{cuda}/include")
     m.expect("without", m.find("cuda", CUDA_HOME=cuda, NCCL="0")["NCCL"], "0")
 
 

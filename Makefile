@@ -116,15 +116,16 @@ VARIANT_FILES := laser/cpu/attention% laser/cpu/backend.c laser/cuda/laser% lase
 	$(filter-out %cudnn.cu %cudnn.cc,$(wildcard laser/cuda/attention*))
 
 FEATURES_cpu := $(BLAS)
-FEATURES_emu := $(if $(filter 1,$(NCCL)),nccl1)
-CONFIG := $(strip $(BACKEND) $(PRECISION) $(FEATURES_$(BACKEND)) mpi$(MPI) $(filter-out native,$(ARCH)) \
+CONFIG := $(strip $(BACKEND) $(PRECISION) $(FEATURES_$(BACKEND)) $(filter-out native,$(ARCH)) \
 	$(patsubst %,san%,$(filter-out 0,$(SANITIZE))) $(filter-out cc,$(notdir $(CC))))
 OUT := build/$(subst $(eval) ,-,$(CONFIG))
+# Programs lie apart by how their processes meet: their other objects are the same
+PLACE := $(OUT)-mpi$(MPI)$(if $(filter 1,$(NCCL)),-nccl)
 # $(call objects,laser|standard,sources)
 objects = $(patsubst %,$(OUT)-$1/%.o,$(filter $(VARIANT_FILES),$2)) $(patsubst %,$(OUT)/%.o,$(filter-out $(VARIANT_FILES),$2))
 
 TRAINERS := $(VARIANTS:%=train_gpt_%)
-TESTERS := $(VARIANTS:%=$(OUT)-%/test_gpt)
+TESTERS := $(VARIANTS:%=$(PLACE)-%/test_gpt)
 
 .PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers comm_objects \
 	quickstart bench bench-loader bench-numerics gpu-binaries gpu_archive gpu-check lint help clean FORCE
@@ -141,7 +142,7 @@ config:
 # ---- the trainers ---------------------------------------------------------------------------------------------
 # The top level holds a copy of the last built configuration; it is replaced by renaming, so that a
 # run that is under way keeps its own.
-$(TRAINERS): train_gpt_%: $(OUT)-%/train_gpt FORCE
+$(TRAINERS): train_gpt_%: $(PLACE)-%/train_gpt FORCE
 	@cmp -s $< $@ || { cp $< $@.tmp && mv -f $@.tmp $@; }
 
 # $(call OBJECT_RULES,folder,what its files are told of the attention)
@@ -163,12 +164,14 @@ $1/laser/cuda/%.cc.o: laser/cuda/%.cc $(STAMP_$(BACKEND)) | config
 	$$(HOST_$(BACKEND)) $2 -c -o $$@ $$<
 endef
 define VARIANT_RULES
-$(OUT)-$1/train_gpt: $(call objects,$1,train_gpt_laser.cu $(CORE_SOURCES))
+$(PLACE)-$1/train_gpt: $(call objects,$1,train_gpt_laser.cu $(CORE_SOURCES))
 	@mkdir -p $$(@D)
 	$$(LINK) -o $$@ $$^ $$(LIBS)
-$(OUT)-$1/test_gpt: $(call objects,$1,$(TEST_SOURCES) $(CORE_SOURCES))
+$(PLACE)-$1/test_gpt: $(call objects,$1,$(TEST_SOURCES) $(CORE_SOURCES))
+	@mkdir -p $$(@D)
 	$$(LINK) -o $$@ $$^ $$(LIBS)
-$(OUT)-$1/bench_%: $(OUT)/dev/bench/bench_%.c.o $(call objects,$1,$(BENCH_SOURCES) $(CORE_SOURCES))
+$(PLACE)-$1/bench_%: $(OUT)/dev/bench/bench_%.c.o $(call objects,$1,$(BENCH_SOURCES) $(CORE_SOURCES))
+	@mkdir -p $$(@D)
 	$$(LINK) $(WRAP_$(BACKEND)) -o $$@ $$^ $$(LIBS)
 $(call OBJECT_RULES,$(OUT)-$1,-DLASER_ATTENTION=$(if $(filter laser,$1),1,0))
 endef
@@ -236,13 +239,13 @@ include dev/make/kernels.mk
 lint:
 	@dev/lint/lint.sh
 
-bench: $(VARIANTS:%=$(OUT)-%/bench_train)
-	@dev/bench/bench.sh $(OUT)
+bench: $(VARIANTS:%=$(PLACE)-%/bench_train)
+	@dev/bench/bench.sh $(PLACE)
 
-bench-numerics: $(foreach v,laser standard,$(OUT)-$v/train_gpt $(OUT)-$v/bench_numerics)
-	@dev/bench/numerics.sh $(OUT)
+bench-numerics: $(foreach v,laser standard,$(PLACE)-$v/train_gpt $(PLACE)-$v/bench_numerics)
+	@dev/bench/numerics.sh $(PLACE)
 
-bench-loader: $(OUT)-$(firstword $(VARIANTS))/bench_loader
+bench-loader: $(PLACE)-$(firstword $(VARIANTS))/bench_loader
 	@$<
 
 help:

@@ -21,7 +21,7 @@ LINK_cuda = $(CXX)
 RUN_PATHS := $(filter-out /lib/% /usr/lib/%,$(sort $(patsubst %/,%,$(dir $(CUBLAS) $(CUDNN_LIBRARY) $(NCCL_LIBRARY))) \
 	/usr/local/cuda/lib64))
 LIBS_cuda = $(CUBLAS) $(CUDNN_LIBRARY) $(NCCL_LIBRARY) $(CUDART) $(RUN_PATHS:%=-Wl,-rpath,%) '-Wl,-rpath,$$ORIGIN/../lib' -ldl -lrt
-FEATURES_cuda := cudnn$(CUDNN) nccl$(NCCL) sm$(GPU_ARCH)
+FEATURES_cuda := cudnn$(CUDNN) sm$(GPU_ARCH)
 
 SUMMARY_cuda = CUDNN=$(CUDNN) NCCL=$(NCCL) GPU_ARCH='$(GPU_ARCH)', nvcc $(NVCC_VERSION),
 SAY_cuda = $(if $(MISSING),$(error BACKEND=cuda: $(MISSING). BACKEND=cpu needs no CUDA))$(info \

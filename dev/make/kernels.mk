@@ -34,9 +34,9 @@ gpu-binaries: build/bin/shard_tool
 	@ldd $(GPU)/*/test_gpt | sed -n 's/.*=> \(.*lib\(cjson\|gomp\|stdc++\|gcc_s\)\.so[^ ]*\) .*/\1/p' | sort -u | \
 		xargs -I FILE cp -L FILE $(GPU)/lib
 	@echo "built $(GPU), $$(du -sh $(GPU) | cut -f 1): make gpu-check runs it, here or where it is carried"
-gpu_programs: $(foreach v,$(VARIANTS),$(GPU_BINARIES:%=$(OUT)-$v/%))
+gpu_programs: $(foreach v,$(VARIANTS),$(GPU_BINARIES:%=$(PLACE)-$v/%))
 	@set -e; $(foreach v,$(VARIANTS),mkdir -p $(GPU_PLACE)-$v; \
-		install -s $(GPU_BINARIES:%=$(OUT)-$v/%) $(GPU_PLACE)-$v;)
+		install -s $(GPU_BINARIES:%=$(PLACE)-$v/%) $(GPU_PLACE)-$v;)
 
 # What moves data between processes, compiled against NCCL's own header; all that it calls must be in
 # the library. A program would have to be linked of everything.

@@ -6,6 +6,7 @@
 #include "laser/backend.h"
 #include "laser/base.h"
 #include "laser/comm.h"
+#include "laser/devices.h"
 
 enum { PIECE = 1 << 16 }; /* elements of a rank's share that are summed at a time */
 
@@ -16,8 +17,10 @@ struct CommDevice {
 };
 
 void comm_attach(Comm *c, Backend *be, size_t most, bool share_gpu) {
-    (void)share_gpu; /* as the backend finds its GPU */
     if (c->world == 1) return;
+    if (!share_gpu)
+        devices_require_own(
+            c, be, "start one process a GPU, or let several share one with --share-gpu");
     c->device = (struct CommDevice *)xcalloc(1, sizeof *c->device);
     c->device->be = be;
     c->device->received = (float *)xcalloc(size_mul((size_t)c->world, PIECE), sizeof(float));

@@ -51,7 +51,7 @@ LAYERS = [
     ("laser/watch", BASE | {"laser/health.h", "laser/json.h", "laser/link.h"}),
     ("laser/launch", BASE),
     ("laser/comm", BASE),
-    ("laser/comm_host", SEAM | {"laser/comm.h"}),
+    ("laser/comm_host", SEAM | {"laser/comm.h", "laser/devices.h"}),
     ("laser/comm_single", BASE | {"laser/comm.h", "laser/launch.h"}),
     (
         "laser/comm_mpi",

@@ -29,6 +29,7 @@ import system_runs  # noqa: F401
 import system_modifiers  # noqa: F401
 import system_generate  # noqa: F401
 import system_processes  # noqa: F401
+import system_nccl  # noqa: F401
 import system_zero  # noqa: F401
 import system_parallel  # noqa: F401
 from system_kit import Context, Failure, Skip

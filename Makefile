@@ -127,8 +127,8 @@ objects = $(patsubst %,$(OUT)-$1/%.o,$(filter $(VARIANT_FILES),$2)) $(patsubst %
 TRAINERS := $(VARIANTS:%=train_gpt_%)
 TESTERS := $(VARIANTS:%=$(PLACE)-%/test_gpt)
 
-.PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers comm_objects \
-	quickstart bench bench-loader bench-numerics gpu-binaries gpu_archive gpu-check lint help clean FORCE
+.PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers comm_objects nccl_programs \
+	quickstart bench bench-loader bench-numerics bench-comm gpu-binaries gpu_archive gpu-check lint help clean FORCE
 all: config $(TRAINERS)
 	@echo "built $(TRAINERS): $(SUMMARY)"
 SUMMARY = BACKEND=$(BACKEND) PRECISION=$(PRECISION) $(SUMMARY_$(BACKEND)) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), \
@@ -248,6 +248,9 @@ bench-numerics: $(foreach v,laser standard,$(PLACE)-$v/train_gpt $(PLACE)-$v/ben
 bench-loader: $(PLACE)-$(firstword $(VARIANTS))/bench_loader
 	@$<
 
+bench-comm: $(PLACE)-$(firstword $(VARIANTS))/bench_comm
+	@$(if $(filter 0-1,$(MPI)-$(NCCL)),dev/bench/bench_comm.sh $<,echo "built $<: start one for each GPU with mpirun")
+
 help:
 	@echo 'Targets'
 	@echo '  all         train_gpt_laser and train_gpt_standard (default)'
@@ -259,6 +262,7 @@ help:
 	@echo '  bench       speed against the machine'"'"'s sgemm, llm.c and PyTorch where they are there'
 	@echo '  bench-loader  tokens a second out of the page cache, and how soon 10,000 shards are open'
 	@echo '  bench-numerics  the error of attention in bfloat16, of small models trained for it (DATA= shards)'
+	@echo '  bench-comm  whether what GPUs send each other is right, and how fast (MPI=0 NCCL=1; two GPUs or more)'
 	@echo '  gpu-check   build for the GPU, and run there: tests, compute-sanitizer, speed; one report'
 	@echo '  gpu-binaries  only builds that, in build/gpu; CARRIED=1 with gpu-check: is not built again'
 	@echo '  lint        house rules'

@@ -3,7 +3,7 @@
 # Every kernel's cases run in several orders of the threads, so that a race shows: the sanitized
 # programs in one order, the others in each of ORDERS; the first of those runs all tests. Of
 # standard attention's programs only what differs from LASER's is run, for they share all other
-# objects. One system test runs with the trainer. As many at a time as there are cores; JOBS=N
+# objects. Some system tests run with the trainer. As many at a time as there are cores; JOBS=N
 # changes that. Prints one line for each run, more for one that failed. Ends with "N passed, N
 # failed[, N skipped]"; exit code 0: all passed, 1: not.
 set -uo pipefail
@@ -19,7 +19,7 @@ KERNELS=(ops: modifiers: products: attention: optim: transfers: seam: gemm: choi
 # whole trainings take minutes each: in bf16, with LASER, alone
 TRAININGS=("model: a batch is learned by heart" "model: recomputing"
     "precision: updates of 1e-5")
-SYSTEM="resume: stopped by" # whole runs of the trainer: one test
+SYSTEM=("resume: stopped by" "nccl:") # whole runs of the trainer
 python=build/venv/bin/python
 [ -x $python ] || python=python3
 export PYTHONDONTWRITEBYTECODE=1
@@ -43,7 +43,9 @@ plan() { # PROGRAM: appends to runs what is run of it: order, program, options; 
     fi
     runs+=("${ORDERS[0]}|$1$skipped")
     if [ -z "$skipped" ] && [ -x "$trainer" ]; then
-        runs+=("${ORDERS[0]}|$python|dev/test/system.py|--jobs|1|--filter|$SYSTEM|$trainer")
+        for name in "${SYSTEM[@]}"; do
+            runs+=("${ORDERS[0]}|$python|dev/test/system.py|--jobs|1|--filter|$name|$trainer")
+        done
     fi
     for order in "${ORDERS[@]:1}"; do runs+=("$order|$1$only"); done
 }

@@ -13,8 +13,12 @@ EMU_CONFIGS := $(foreach c,$(if $(filter bf16/thread,$(EMU_PAIRS)),$(filter-out 
 	"PRECISION=$(subst /, SANITIZE=,$c)")
 check_emu:
 	@set -e; for config in $(EMU_CONFIGS); do $(EMU_MAKE) $(PARALLEL) testers $$config; done
+	$(if $(filter bf16/0,$(EMU_PAIRS)),@set -e; for mpi in 0 $(filter 1,$(MPI)); do \
+		$(EMU_MAKE) $(PARALLEL) nccl_programs PRECISION=bf16 SANITIZE=0 ATTN=laser NCCL=1 MPI=$$mpi; done)
 	@dev/emu/check.sh $$(for config in $(EMU_CONFIGS); do $(EMU_MAKE) print_testers $$config; done)
 testers: $(TESTERS) $(TESTERS:test_gpt=train_gpt)
+# beside the trainer that is tested, for dev/test/system_nccl.py
+nccl_programs: $(foreach v,$(VARIANTS),$(PLACE)-$v/train_gpt $(PLACE)-$v/bench_comm)
 print_testers:
 	@echo $(TESTERS)
 

@@ -185,8 +185,10 @@ def errors(t):
 @test("nccl: processes that do not come: --timeout ends the others, who say where they looked")
 def nobody_there(t):
     options = words(t, timeout=2)
-    fails(Ranks(t, 3, options, start=[0, 2]), PROCESS, "rank 1 and 0 more have not come", "(--timeout)")
-    fails(Ranks(t, 2, options, start=[1]), PROCESS, "has not found rank 0 at 127.0.0.1", "(--timeout)")
+    says = ["rank 1 and 0 more have not come", "(--timeout)"]
+    fails(Ranks(t, 3, options, start=[0, 2]), PROCESS, *says)
+    says = ["has not found rank 0 at 127.0.0.1", "(--timeout)"]
+    fails(Ranks(t, 2, options, start=[1]), PROCESS, *says)
     elsewhere = {1: dict(WORLD_SIZE="3")}
     fails(Ranks(t, 2, options, elsewhere), USAGE, "WORLD_SIZE is 2 for rank 0 and 3 for rank 1")
     check(not os.path.exists(t.path("run")), "a run directory was made")

@@ -48,9 +48,19 @@ static void choices(Test *t) {
     }
 }
 
+static void devices(Test *t) {
+    CHECK_INT(t, cuda_choose_device(2, 8, false, false), 2);
+    CHECK_INT(t, cuda_choose_device(0, 1, false, false), 0);
+    CHECK_INT(t, cuda_choose_device(2, 2, false, false), -1); /* too few */
+    CHECK_INT(t, cuda_choose_device(5, 2, true, false), 1);
+    CHECK_INT(t, cuda_choose_device(3, 1, false, true), 0); /* the launcher shows each its own */
+    CHECK_INT(t, cuda_choose_device(3, 2, false, true), -1);
+}
+
 extern "C" const TestCase *test_choose(int *count) {
     static const TestCase cases[] = {
         {"choice: the attention core of each shape, and why", choices},
+        {"choice: each process of a machine has a GPU of its own, unless they may share", devices},
     };
     return TEST_TABLE(cases, count);
 }

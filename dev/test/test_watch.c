@@ -168,6 +168,32 @@ static void hangs_end(Test *t) {
     expect(t, &alive, (const int[]){0, 0, 0}, NULL);
 }
 
+static const char *no_network(void *user) {
+    (void)user;
+    return "the network is gone";
+}
+
+static void second_is_ill(Watch *w, int rank) {
+    if (rank == 1) watch_set_health(w, no_network, NULL);
+    work_on(w, 30);
+}
+
+static void second_was_ill(Watch *w, int rank) {
+    if (rank == 1) watch_set_health(w, no_network, NULL);
+    work_on(w, 1.5);
+    if (rank == 1) watch_set_health(w, NULL, NULL);
+    work_on(w, 3);
+}
+
+static void illness_ends_all(Test *t) {
+    const int all[] = {EXIT_PROCESS, EXIT_PROCESS, EXIT_PROCESS};
+    const Ended e = run_all(second_is_ill);
+    expect(t, &e, all, "error: rank 1 on ");
+    CHECK(t, strstr(e.said, "the network is gone"), "said: %s", e.said);
+    const Ended well = run_all(second_was_ill);
+    expect(t, &well, (const int[]){0, 0, 0}, NULL);
+}
+
 /* Who does not know the token is no one, and nothing is lost by it. */
 static void strangers(Test *t) {
     LinkInvitation invitation;
@@ -217,6 +243,7 @@ const TestCase *test_watch(int *count) {
         {"watch: an error in one process, or in all, is said once and ends all", error_ends_all},
         {"watch: a process that is killed is named and ends all", loss_ends_all},
         {"watch: one that does not come ends all, one that works does not", hangs_end},
+        {"watch: what they talk through, once it stays broken, ends all", illness_ends_all},
         {"watch: rank 0 is reached by its addresses, or by MASTER_ADDR alone", other_machines},
         {"watch: a stranger at the port is not listened to", strangers},
     };

@@ -127,7 +127,7 @@ objects = $(patsubst %,$(OUT)-$1/%.o,$(filter $(VARIANT_FILES),$2)) $(patsubst %
 TRAINERS := $(VARIANTS:%=train_gpt_%)
 TESTERS := $(VARIANTS:%=$(PLACE)-%/test_gpt)
 
-.PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers comm_objects nccl_programs \
+.PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers nccl_programs gpu_nccl \
 	quickstart bench bench-loader bench-numerics bench-comm gpu-binaries gpu_archive gpu-check lint help clean FORCE
 all: config $(TRAINERS)
 	@echo "built $(TRAINERS): $(SUMMARY)"

@@ -65,7 +65,7 @@ const char *backend_attention(void); /* "laser", "standard" */
 const char *backend_precision(void); /* "fp32", "bf16" */
 void backend_describe(
     Backend *be, char *text, size_t capacity); /* device, threads, libraries: one line */
-/* The GPU's name on this machine, the same for every process (its PCI bus id); false: no GPU. */
+/* The GPU's UUID, as nvidia-smi -L prints it: the same for every process. false: there is none. */
 bool backend_device_id(const Backend *be, char *text, size_t capacity);
 /* FLOP/s that "fraction of peak" is counted against: the data sheet's on a GPU; on a CPU the rate
  * of this build's own matrix product, measured in 0.3 s, the best of all calls so far. */

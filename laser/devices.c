@@ -8,7 +8,7 @@
 #include "laser/link.h"
 
 typedef struct Place {
-    char host[64], device[32];
+    char host[64], device[64];
 } Place;
 
 void devices_require_own(const Comm *c, const Backend *be, const char *what_to_do) {

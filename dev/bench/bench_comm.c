@@ -1,8 +1,10 @@
 /* bench_comm.c: the collectives of laser/comm.h on backend memory: whether they are right, bit for
  * bit, and how fast. Started as a run is, one process a GPU:
  *
- *   mpirun -np 8 bench_comm [--check] [MIB of the largest, 1024]
+ *   mpirun -np 8 bench_comm [--check] [--share-gpu] [MIB of the largest, 1024]
  *   torchrun --nproc-per-node 8 --no-python bench_comm ...              (MPI=0 NCCL=1)
+ *
+ * --share-gpu: processes may share one, which says nothing about speed.
  *
  * algbw is the bytes of the whole array over the time, busbw what a link of a ring must carry for
  * that, as https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md defines them: times
@@ -181,13 +183,15 @@ static void measure(const Bench *b) {
 
 int main(int argc, char **argv) {
     Bench b;
-    bool check = false;
+    bool check = false, share = false;
     size_t mib = 1024;
     memset(&b, 0, sizeof b);
     comm_open(&b.comm, &argc, &argv);
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--check") == 0)
             check = true;
+        else if (strcmp(argv[i], "--share-gpu") == 0)
+            share = true;
         else if (strncmp(argv[i], "--", 2) != 0)
             mib = (size_t)atoi(argv[i]);
     if (b.comm.world == 1) {
@@ -195,10 +199,11 @@ int main(int argc, char **argv) {
         comm_close(&b.comm);
         return 0;
     }
-    const BackendOptions options = {.local_rank = b.comm.local_rank, .untuned = true};
+    const BackendOptions options = {
+        .local_rank = b.comm.local_rank, .share_gpu = share, .untuned = true};
     b.be = backend_open(&options);
     b.most = mib * 1048576 / sizeof(float);
-    comm_attach(&b.comm, b.be, b.most, false);
+    comm_attach(&b.comm, b.be, b.most, share);
     b.x = (float *)comm_alloc(&b.comm, b.be, b.most * sizeof *b.x);
     b.host = (float *)xcalloc(b.most, sizeof *b.host);
     b.sums = (double *)backend_alloc(b.be, (size_t)b.comm.world * sizeof *b.sums);

@@ -9,6 +9,7 @@
 #   train     whole steps of the presets               start   time to the first step
 #   ops       each operation, LASER beside standard    peers   GPT-2 124M: ours, llm.c, PyTorch
 #   sanitize  compute-sanitizer on the kernels' tests  system  whole runs of the bf16 trainers
+#   comm      what GPUs send each other, two processes on one where there is one
 #     LIMITS="train=590 ops=60": seconds for a section; PRESETS, OPS_PRESETS: what train and ops run
 #     LLMC_PROGRAMS=: programs that peer_llmc.sh built; LLMC=: a checkout to build one from
 #     SANITIZE_FILTERS="ops: attention:": names of tests
@@ -21,7 +22,7 @@ usage() {
     exit 2
 }
 
-limit=3000 sections="tests curves train start ops peers sanitize system"
+limit=3000 sections="tests curves train start ops peers sanitize system comm"
 out=${OUT:-build/gpu_check}
 while [ $# -gt 1 ]; do
     case $1 in
@@ -92,7 +93,7 @@ note() { # STATUS: a section goes on after a failure
 limit_of() { # SECTION: from LIMITS, or what it is worth
     local word
     for word in ${LIMITS:-} tests=400 curves=120 train=400 start=90 ops=120 peers=240 sanitize=300 \
-        system=300; do
+        system=300 comm=180; do
         if [ "${word%%=*}" = "$1" ]; then
             echo "${word#*=}"
             return
@@ -232,6 +233,18 @@ section_system() {
         mkdir -p build/bin && cp "$PROGRAMS/shard_tool" build/bin
     fi
     run 600 "$PYTHON" dev/test/system.py --jobs 4 "$PROGRAMS"/bf16-{laser,standard}/train_gpt
+}
+
+section_comm() {
+    local failed=0
+    [ -x "$PROGRAMS/nccl-bf16-laser/bench_comm" ] || {
+        echo "skipped: $PROGRAMS/nccl-bf16-laser was not built: there was no NCCL"
+        return 0
+    }
+    run 120 dev/bench/bench_comm.sh "$PROGRAMS/nccl-bf16-laser/bench_comm" || note $?
+    [ -z "$PYTHON" ] || run 120 "$PYTHON" dev/test/system.py --jobs 1 --filter "nccl: on GPUs" \
+        "$PROGRAMS/bf16-laser/train_gpt" || note $?
+    return $failed
 }
 
 # ---- all -------------------------------------------------------------------------------------

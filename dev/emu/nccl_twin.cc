@@ -101,6 +101,7 @@ ncclResult_t ncclCommInitRankConfig(
     ncclComm_t *comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t *config) {
     int device;
     char place[MAIL_PLACE];
+    const char *sharing = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
     emu_host_call("ncclCommInitRankConfig");
     if (config->magic != CONFIG_MAGIC || config->maxCTAs < config->minCTAs || rank < 0 ||
         rank >= ranks)
@@ -111,10 +112,11 @@ ncclResult_t ncclCommInitRankConfig(
     c->magic = MAGIC;
     read_fault(c);
     cudaGetDevice(&device);
-    cudaDeviceGetPCIBusId(place, sizeof place, device);
+    snprintf(place, sizeof place, "device %d", device);
     *comm = c;
-    if (mail_open(&c->mail, id.internal, rank, ranks, place)) return ncclSuccess;
-    snprintf(c->words, sizeof c->words, "Duplicate GPU detected: %s", place);
+    const bool alone = mail_open(&c->mail, id.internal, rank, ranks, place);
+    if (alone || (sharing && strcmp(sharing, "1") == 0)) return ncclSuccess;
+    snprintf(c->words, sizeof c->words, "multiple ranks are using the same GPU: %s", place);
     return ncclInvalidUsage;
 }
 

@@ -98,17 +98,13 @@ cudaError_t cudaSetDevice(int device) {
     runtime.device = device;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceGetPCIBusId(char *text, int capacity, int device) {
-    if (!is_device(device)) return keep(cudaErrorInvalidDevice);
-    snprintf(text, (size_t)capacity, "0000:%02X:00.0", device + 1);
-    return cudaSuccess;
-}
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     size_t available;
     if (!is_device(device)) return keep(cudaErrorInvalidDevice);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated GPU");
+    p->uuid.bytes[15] = (char)(device + 1);
     cudaMemGetInfo(&available, &p->totalGlobalMem);
     p->major = 9;
     p->multiProcessorCount = EMU_SMS;

@@ -24,7 +24,7 @@ print_testers:
 
 # All that dev/bench/gpu_check.sh runs, also for carrying to a machine without nvcc:
 # build/gpu/PRECISION-ATTENTION/{train_gpt,test_gpt,bench_*}; trainers for the CPU, to compare with, in
-# build/gpu/cpu-fp32-ATTENTION; shard_tool; and in lib/ the libraries they need but for NVIDIA's.
+# build/gpu/cpu-fp32-ATTENTION; with NCCL build/gpu/nccl-bf16-laser/{train_gpt,bench_comm}; shard_tool; and in lib/ the libraries they need but for NVIDIA's.
 GPU := build/gpu
 GPU_BINARIES := train_gpt $(if $(filter cuda,$(BACKEND)),test_gpt $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c)))
 GPU_PLACE := $(GPU)/$(if $(filter cpu,$(BACKEND)),cpu-)$(PRECISION)
@@ -33,6 +33,8 @@ GPU_MAKE = $(MAKE) --no-print-directory $(PARALLEL) gpu_programs MPI=0 NCCL=0 AT
 gpu-binaries: build/bin/shard_tool
 	@$(GPU_MAKE) BACKEND=cuda PRECISION=bf16
 	@$(GPU_MAKE) BACKEND=cuda PRECISION=fp32
+	@! dev/make/find_cuda.sh cuda | grep '^NCCL=1' >/dev/null || $(MAKE) --no-print-directory $(PARALLEL) gpu_nccl \
+		BACKEND=cuda PRECISION=bf16 MPI=0 NCCL=1 ATTN=laser ARCH=$(GPU_HOST)
 	@$(GPU_MAKE) BACKEND=cpu PRECISION=fp32 BLAS=none SANITIZE=0
 	@mkdir -p $(GPU)/lib && cp $< $(GPU)
 	@ldd $(GPU)/*/test_gpt | sed -n 's/.*=> \(.*lib\(cjson\|gomp\|stdc++\|gcc_s\)\.so[^ ]*\) .*/\1/p' | sort -u | \
@@ -42,12 +44,10 @@ gpu_programs: $(foreach v,$(VARIANTS),$(GPU_BINARIES:%=$(PLACE)-$v/%))
 	@set -e; $(foreach v,$(VARIANTS),mkdir -p $(GPU_PLACE)-$v; \
 		install -s $(GPU_BINARIES:%=$(PLACE)-$v/%) $(GPU_PLACE)-$v;)
 
-# What moves data between processes, compiled against NCCL's own header; all that it calls must be in
-# the library. A program would have to be linked of everything.
-comm_objects: config $(call objects,laser,$(COMM))
-	@nm -D --defined-only $(NCCL_LIBRARY) | awk '{ print $$3 }' | sort >$(OUT)/nccl_has
-	@nm -u $(filter %.o,$^) | sed -n 's/^ *U \(nccl[A-Za-z]*\)$$/\1/p' | sort -u | comm -23 - $(OUT)/nccl_has | \
-		sed 's/^/error: NCCL has no /; $$q1' >&2
+# the same objects but for what moves data between processes
+gpu_nccl: nccl_programs
+	@mkdir -p $(GPU)/nccl-$(PRECISION)-laser
+	@install -s $(PLACE)-laser/train_gpt $(PLACE)-laser/bench_comm $(GPU)/nccl-$(PRECISION)-laser
 
 # CARRIED=1: build/gpu as it is
 CARRIED = $(if $(shell dev/make/find_cuda.sh cuda | grep '^NVCC='),0,1)

@@ -189,7 +189,14 @@ void backend_describe(Backend *be, char *text, size_t capacity) {
 }
 
 bool backend_device_id(const Backend *be, char *text, size_t capacity) {
-    CUDA_CHECK(cudaDeviceGetPCIBusId(text, (int)capacity, be->device));
+    cudaDeviceProp properties;
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, be->device));
+    size_t used = (size_t)snprintf(text, capacity, "GPU");
+    for (int i = 0; i < 16 && used < capacity; i++) {
+        const bool group = i == 0 || i == 4 || i == 6 || i == 8 || i == 10;
+        used += (size_t)snprintf(text + used, capacity - used, "%s%02x", group ? "-" : "",
+            (unsigned)(uint8_t)properties.uuid.bytes[i]);
+    }
     return true;
 }
 

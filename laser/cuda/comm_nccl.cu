@@ -5,6 +5,7 @@
 #include <nccl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "laser/comm.h"
@@ -146,13 +147,23 @@ static void open_stream(CommDevice *d) {
         CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
 }
 
+/* From 2.30 on NCCL can be told to, and calls it experimental. */
+static bool may_share_gpu(bool asked) {
+    int version = 0;
+    const char *sharing = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+    if (!asked || !sharing || strcmp(sharing, "1") != 0) return false;
+    return ncclGetVersion(&version) == ncclSuccess && version >= NCCL_VERSION(2, 30, 0);
+}
+
 void comm_attach(Comm *c, Backend *be, size_t most, bool share_gpu) {
     if (c->world == 1) return;
     REQUIRE(c->world <= 1 << LEVELS, "%d processes", c->world);
-    devices_require_own(c, be,
-        share_gpu ? "NCCL needs one for each; --share-gpu needs a build with NCCL=0 MPI=1"
-                  : "NCCL needs one for each: start one process a GPU (CUDA_VISIBLE_DEVICES, if "
-                    "the launcher sets it, must differ between them)");
+    if (!may_share_gpu(share_gpu))
+        devices_require_own(c, be,
+            share_gpu ? "NCCL needs one for each. --share-gpu is for builds with NCCL=0 MPI=1, and "
+                        "for NCCL 2.30 or newer with NCCL_MULTI_RANK_GPU_ENABLE=1"
+                      : "NCCL needs one for each: start one process a GPU (CUDA_VISIBLE_DEVICES, "
+                        "if the launcher sets it, must differ between them)");
     CommDevice *d = (CommDevice *)xcalloc(1, sizeof *d);
     d->be = be;
     d->stage = STAGE_BYTES / sizeof(uint16_t) / (size_t)c->world;

@@ -24,8 +24,13 @@ cudaError_t cudaPeekAtLastError(void);
 
 /* ---- devices: EMU_SMS multiprocessors, Hopper's limits; EMU_GPUS of them (environment; 1) ---- */
 
+typedef struct cudaUUID {
+    char bytes[16];
+} cudaUUID_t;
+
 typedef struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin;
     int major, minor, multiProcessorCount, maxThreadsPerBlock, warpSize;
 } cudaDeviceProp;
@@ -44,7 +49,6 @@ cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
-cudaError_t cudaDeviceGetPCIBusId(char *text, int capacity, int device);
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
 cudaError_t cudaDriverGetVersion(int *version);

@@ -8,7 +8,7 @@
 #include <cuda_runtime.h>
 
 #define NCCL_MAJOR 2
-#define NCCL_MINOR 27
+#define NCCL_MINOR 30
 #define NCCL_PATCH 0
 #define NCCL_VERSION(major, minor, patch) ((major)*10000 + (minor)*100 + (patch))
 #define NCCL_VERSION_CODE NCCL_VERSION(NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH)

@@ -90,8 +90,8 @@ static void open_model(Trainer *t) {
     const PlanShape plan = {&shape, (int)c->batch, t->comm.world, &parallel, &options};
     plan_require_memory(t->be, &plan, t->comm.local_world);
     backend_reserve(t->be, &limits);
-    model_open(&t->model, t->be, &shape, (int)c->batch, parallel_use(&t->comm, &parallel));
-    parallel_open(&t->parallel, &t->comm, &t->model, &parallel);
+    parallel_open(
+        &t->parallel, &t->comm, t->be, &t->model, &shape, (int)c->batch, &parallel);
     if (t->data.val && c->val_every)
         validate_open(&t->validation, &t->model, &t->data, &t->comm, c->val_tokens);
     t->schedule = optim_schedule(c);
@@ -381,7 +381,6 @@ static void close_all(Trainer *t) {
     validate_close(&t->validation);
     rundata_close(&t->data);
     parallel_close(&t->parallel);
-    model_close(&t->model);
     backend_close(t->be);
     free(t->inputs);
     free(t->targets);

@@ -177,20 +177,33 @@ static void upload_sinusoids(Model *m) {
     free(table);
 }
 
-void model_open(Model *m, Backend *be, const ModelConfig *c, int B, ModelUse use) {
+static void *take(Model *m, size_t bytes) {
+    return m->memory ? m->memory->take(m->memory->user, bytes) : backend_alloc(m->be, bytes);
+}
+
+static void give_back(Model *m, void *p) {
+    if (m->memory)
+        m->memory->give_back(m->memory->user, p);
+    else
+        backend_free(m->be, p);
+}
+
+void model_open(Model *m, Backend *be, const ModelConfig *c, int B, ModelUse use,
+    const ModelMemory *memory) {
     const bool training = use != MODEL_INFERENCE;
     memset(m, 0, sizeof *m);
     m->config = *c;
     m->B = B;
     m->be = be;
+    m->memory = memory;
     param_table_build(&m->table, c);
     const size_t n = m->table.elements;
-    m->params = (act_t *)backend_alloc(be, size_mul(n, sizeof(act_t)));
+    m->params = (act_t *)take(m, size_mul(n, sizeof(act_t)));
     if (sizeof(act_t) == sizeof(float))
         m->master = (float *)(void *)m->params;
     else if (use != MODEL_DEALT_OUT)
         m->master = (float *)backend_alloc(be, size_mul(n, sizeof(float)));
-    if (training) m->grads = (float *)backend_alloc(be, size_mul(n, sizeof(float)));
+    if (training) m->grads = (float *)take(m, size_mul(n, sizeof(float)));
     m->layer = (LayerActs *)xcalloc((size_t)c->L, sizeof *m->layer);
     plan_activations(m, training);
     m->acts_block = backend_alloc(be, m->acts_plan.bytes);
@@ -202,8 +215,8 @@ void model_open(Model *m, Backend *be, const ModelConfig *c, int B, ModelUse use
 
 void model_close(Model *m) {
     if (sizeof(act_t) != sizeof(float)) backend_free(m->be, m->master);
-    backend_free(m->be, m->params);
-    backend_free(m->be, m->grads);
+    give_back(m, m->params);
+    give_back(m, m->grads);
     backend_free(m->be, m->acts_block);
     arena_free(&m->acts_plan);
     param_table_free(&m->table);

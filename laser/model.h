@@ -96,6 +96,14 @@ typedef struct ModelHooks {
     void *user;
 } ModelHooks;
 
+/* Where weights and gradients come from, when not from the backend: what they travel through may
+ * want memory of its own. Zeroed. */
+typedef struct ModelMemory {
+    void *(*take)(void *user, size_t bytes);
+    void (*give_back)(void *user, void *p);
+    void *user;
+} ModelMemory;
+
 typedef struct Model {
     ModelConfig config;
     int B;
@@ -105,6 +113,7 @@ typedef struct Model {
     float *master; /* == params in fp32; NULL where it is dealt out over processes */
     float *grads;  /* NULL: inference only */
     const ModelHooks *hooks; /* NULL: none */
+    const ModelMemory *memory;
     /* activations, one arena */
     Arena acts_plan;
     void *acts_block;
@@ -150,7 +159,9 @@ typedef enum ModelUse {
     MODEL_TRAINING,
     MODEL_DEALT_OUT, /* training; a master copy beside params is not the model's */
 } ModelUse;
-void model_open(Model *m, Backend *be, const ModelConfig *c, int B, ModelUse use);
+/* memory: NULL: the backend's; used until model_close */
+void model_open(Model *m, Backend *be, const ModelConfig *c, int B, ModelUse use,
+    const ModelMemory *memory);
 void model_close(Model *m);
 void model_init(Model *m, uint64_t seed); /* value = f(seed, tensor, index) */
 /* What tensor number i of the table starts from: (count) of it, its padding 0. */

@@ -55,10 +55,6 @@ void parallel_plan(
     p->optimizer = optim_bytes(t, held, o->norms) + partial;
 }
 
-ModelUse parallel_use(const Comm *c, const ParallelOptions *o) {
-    return is_dealt_out(c->world, o) ? MODEL_DEALT_OUT : MODEL_TRAINING;
-}
-
 /* ---- life ---- */
 
 static void add_up(Parallel *p, Bucket *b) {
@@ -80,18 +76,31 @@ static void on_weights(void *user, int bucket) {
     comm_wait(p->comm, p->buckets[bucket].gathered);
 }
 
-static size_t open_buckets(Parallel *p) {
-    const ParamTable *t = &p->model->table;
+/* Returns the elements of the largest. */
+static size_t open_buckets(Parallel *p, const ModelConfig *shape) {
+    ParamTable t;
     size_t most = 0;
-    p->count = t->buckets;
+    param_table_build(&t, shape);
+    p->count = t.buckets;
     p->buckets = (Bucket *)xcalloc((size_t)p->count, sizeof *p->buckets);
     for (int b = 0; b < p->count; b++) {
-        const size_t n = t->bucket[b + 1] - t->bucket[b];
-        p->buckets[b].offset = t->bucket[b];
+        const size_t n = t.bucket[b + 1] - t.bucket[b];
+        p->buckets[b].offset = t.bucket[b];
         p->buckets[b].share = share_of(n, p->comm->world);
         if (n > most) most = n;
     }
+    param_table_free(&t);
     return most;
+}
+
+static void *take(void *user, size_t bytes) {
+    const Parallel *p = (const Parallel *)user;
+    return comm_alloc(p->comm, p->be, bytes);
+}
+
+static void give_back(void *user, void *x) {
+    const Parallel *p = (const Parallel *)user;
+    comm_free(p->comm, p->be, x);
 }
 
 static void open_optim(Parallel *p) {
@@ -126,15 +135,18 @@ static size_t losses_of(const Parallel *p) {
     return size_mul((size_t)p->comm->world, (size_t)p->options.micro_steps);
 }
 
-void parallel_open(Parallel *p, Comm *c, Model *m, const ParallelOptions *o) {
+void parallel_open(Parallel *p, Comm *c, Backend *be, Model *m, const ModelConfig *shape, int B,
+    const ParallelOptions *o) {
     memset(p, 0, sizeof *p);
     p->comm = c;
+    p->be = be;
     p->model = m;
     p->options = *o;
     p->dealt_out = is_dealt_out(c->world, o);
-    p->losses = (double *)backend_alloc(m->be, losses_of(p) * sizeof *p->losses);
-    const size_t most = open_buckets(p);
-    comm_attach(c, m->be, most, o->share_gpu);
+    p->memory = (ModelMemory){take, give_back, p};
+    comm_attach(c, be, open_buckets(p, shape), o->share_gpu);
+    model_open(m, be, shape, B, p->dealt_out ? MODEL_DEALT_OUT : MODEL_TRAINING, &p->memory);
+    p->losses = (double *)backend_alloc(be, losses_of(p) * sizeof *p->losses);
     open_optim(p);
     open_tree(p);
     p->hooks = (ModelHooks){on_weights, on_gradients, p};
@@ -142,10 +154,10 @@ void parallel_open(Parallel *p, Comm *c, Model *m, const ParallelOptions *o) {
 }
 
 void parallel_close(Parallel *p) {
-    p->model->hooks = NULL;
-    for (int i = 0; i < PARALLEL_LEVELS; i++) backend_free(p->model->be, p->partial[i]);
-    backend_free(p->model->be, p->losses);
+    for (int i = 0; i < PARALLEL_LEVELS; i++) backend_free(p->be, p->partial[i]);
+    backend_free(p->be, p->losses);
     optim_close(&p->optim, p->model);
+    model_close(p->model);
     comm_detach(p->comm);
     free(p->buckets);
     memset(p, 0, sizeof *p);

@@ -34,6 +34,7 @@ typedef struct Bucket {
 
 typedef struct Parallel {
     Comm *comm;
+    Backend *be;
     Model *model;
     Optim optim;
     ParallelOptions options;
@@ -44,6 +45,7 @@ typedef struct Parallel {
     int micro_step; /* of this step, done */
     float *partial[PARALLEL_LEVELS]; /* reproducible: sums of 1, 2, 4, ... micro-steps, or NULL */
     ModelHooks hooks;
+    ModelMemory memory;
 } Parallel;
 
 ParallelOptions parallel_options(const Config *c, int micro_steps);
@@ -52,11 +54,11 @@ ParallelOptions parallel_options(const Config *c, int micro_steps);
 void parallel_plan(
     const ParamTable *t, int rank, int world, const ParallelOptions *o, MemoryPlan *p);
 
-/* comm_attach and all that is needed; m was opened with parallel_use(). Dies (EXIT_USAGE) where an
- * option cannot be had. */
-ModelUse parallel_use(const Comm *c, const ParallelOptions *o);
-void parallel_open(Parallel *p, Comm *c, Model *m, const ParallelOptions *o);
-void parallel_close(Parallel *p);
+/* Opens the model, for B sequences of a micro-step, and what belongs to it. Dies (EXIT_USAGE) where
+ * an option cannot be had. */
+void parallel_open(Parallel *p, Comm *c, Backend *be, Model *m, const ModelConfig *shape, int B,
+    const ParallelOptions *o);
+void parallel_close(Parallel *p); /* the model too */
 
 /* ---- a step: begin, then micro_steps forward passes, each with its backward, then update ---- */
 

@@ -40,7 +40,7 @@ void pretrained_open(Model *m, Config *c, const char *named) {
     const BackendOptions options = config_backend(c, 0);
     Backend *be = backend_open(&options);
     backend_reserve(be, &limits);
-    model_open(m, be, &shape, 1, MODEL_INFERENCE);
+    model_open(m, be, &shape, 1, MODEL_INFERENCE, NULL);
     checkpoint_load_weights(path, m);
     if (!c->quiet)
         fprintf(stderr, "%s: %.2f M parameters, %s attention, step %" PRId64 "\n", path,

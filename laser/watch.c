@@ -15,7 +15,7 @@
 #include "laser/json.h"
 
 enum { JOIN, BEAT, WARNING, ERROR, BYE, SAID, END }; /* messages; END: rank 0 ends all */
-enum { TICKS, ENTERED, STEP };                       /* facts of each */
+enum { TICKS, ENTERED, STEP, INSIDE };               /* facts of each */
 enum { JOIN_SECONDS = 60, VERDICT_SECONDS = 10, LEAVE_SECONDS = 1 };
 enum { MOST_NAMED = 8, WARNINGS_KEPT = 64 };
 
@@ -109,11 +109,15 @@ void watch_at_step(Watch *w, int64_t step) {
 }
 
 void watch_enter(Watch *w) {
-    if (w) atomic_fetch_add(&w->facts[ENTERED], 1);
+    if (!w) return;
+    atomic_store(&w->facts[INSIDE], 1);
+    atomic_fetch_add(&w->facts[ENTERED], 1);
 }
 
 void watch_leave(Watch *w) {
-    if (w) tick(w);
+    if (!w) return;
+    atomic_store(&w->facts[INSIDE], 0);
+    tick(w);
 }
 
 void watch_set_timeout(Watch *w, double seconds) {
@@ -138,8 +142,8 @@ static bool others_gone(const Watch *w) {
 static void leave(const Watch *w, int code) __attribute__((noreturn));
 static void leave(const Watch *w, int code) {
     alarm(VERDICT_SECONDS);
-    for (double s = 0; is_first(w) && s < LEAVE_SECONDS && !others_gone(w); s += 0.01)
-        sleep_seconds(0.01);
+    double s = 0;
+    while (is_first(w) && (s += 0.01) < LEAVE_SECONDS && !others_gone(w)) sleep_seconds(0.01);
     fflush(NULL);
     if (is_first(w) && !others_gone(w)) w->options.abort_all(code);
     _exit(code);
@@ -222,8 +226,8 @@ static bool is_silent(const Watch *w, int rank) {
     return rank > 0 && w->clock - w->peers[rank].heard > 2 + 3 * period(w);
 }
 
-static int64_t entered(const Watch *w, int rank) {
-    return rank ? w->peers[rank].facts[ENTERED] : atomic_load(&w->facts[ENTERED]);
+static int64_t fact(const Watch *w, int rank, int which) {
+    return rank ? w->peers[rank].facts[which] : atomic_load(&w->facts[which]);
 }
 
 static void add_rank(const Watch *w, Text *t, int rank) {
@@ -235,21 +239,21 @@ static void add_rank(const Watch *w, Text *t, int rank) {
         text_add(
             t, "last heard of %.0f s ago: stopped, or its machine is lost", w->clock - p->heard);
     else
-        text_add(
-            t, "alive, after step %" PRId64, rank ? p->facts[STEP] : atomic_load(&w->facts[STEP]));
+        text_add(t, "alive, after step %" PRId64, fact(w, rank, STEP));
     text_add(t, ")");
 }
 
-/* By how many collectives each has entered; where all are in the same one, by who is silent. */
+/* Who says nothing, or has entered fewer collectives than others and is in none: who is in one
+ * waits too, and may be some behind, for not all end everywhere at once. */
 static int find_late(const Watch *w, bool *late /* (world) */) {
     int64_t most = 0;
     int found = 0;
     for (int r = 0; r < w->peer_count; r++)
-        if (entered(w, r) > most) most = entered(w, r);
-    for (int r = 0; r < w->peer_count; r++)
-        found += late[r] = w->peers[r].left || entered(w, r) < most;
-    if (found) return found;
-    for (int r = 0; r < w->peer_count; r++) found += late[r] = is_silent(w, r);
+        if (fact(w, r, ENTERED) > most) most = fact(w, r, ENTERED);
+    for (int r = 0; r < w->peer_count; r++) {
+        const bool behind = fact(w, r, ENTERED) < most && !fact(w, r, INSIDE);
+        found += late[r] = w->peers[r].left || is_silent(w, r) || behind;
+    }
     return found;
 }
 
@@ -279,9 +283,7 @@ static void end_stand_still(Watch *w) {
 static void look_for_progress(Watch *w, double passed) {
     const double timeout = atomic_load(&w->timeout);
     int64_t sum = 0;
-    for (int i = TICKS; i <= ENTERED; i++) sum += atomic_load(&w->facts[i]);
-    for (int r = 1; r < w->peer_count; r++)
-        sum += w->peers[r].facts[TICKS] + w->peers[r].facts[ENTERED];
+    for (int r = 0; r < w->peer_count; r++) sum += fact(w, r, TICKS) + fact(w, r, ENTERED);
     w->quiet = sum == w->progress ? w->quiet + passed : 0;
     w->progress = sum;
     if (timeout > 0 && w->quiet > timeout) end_stand_still(w);
@@ -376,9 +378,8 @@ static void *watch_others(void *user) {
  * when one has failed. */
 static void outlive_first(Watch *w, const char *how) __attribute__((noreturn));
 static void outlive_first(Watch *w, const char *how) {
-    const int before =
-        w->options.rank - 1 < VERDICT_SECONDS ? w->options.rank - 1 : VERDICT_SECONDS;
-    sleep_seconds(0.1 + before);
+    const int turn = 2 * (w->options.rank - 1); /* who goes first ends the others meanwhile */
+    sleep_seconds(0.1 + (turn < VERDICT_SECONDS ? turn : VERDICT_SECONDS));
     fprintf(stderr,
         "error: rank 0 on %s %s; it was after step %" PRId64
         ". The same command goes on from the newest checkpoint\n",

@@ -396,7 +396,7 @@ static void open_bench(Bench *b) {
     const size_t n = (size_t)b->N;
     b->be = backend_open(&options);
     backend_reserve(b->be, &limits);
-    model_open(&b->model, b->be, &one, b->B, MODEL_TRAINING);
+    model_open(&b->model, b->be, &one, b->B, MODEL_TRAINING, NULL);
     model_init(&b->model, (uint64_t)c->seed);
     b->adam = optim_args(c);
     optim_open(&b->optim, &b->model, &(OptimOptions){.norms = optim_needs_norms(&b->adam)});

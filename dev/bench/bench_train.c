@@ -125,7 +125,7 @@ static void open_bench(Bench *b) {
     const size_t n = size_mul((size_t)b->B, (size_t)b->T);
     b->be = backend_open(&options);
     backend_reserve(b->be, &limits);
-    model_open(&b->model, b->be, s, b->B, MODEL_TRAINING);
+    model_open(&b->model, b->be, s, b->B, MODEL_TRAINING, NULL);
     model_init(&b->model, (uint64_t)c->seed);
     optim_open(&b->optim, &b->model, &(OptimOptions){.decay_all = false});
     b->loss = (double *)backend_alloc(b->be, sizeof *b->loss);

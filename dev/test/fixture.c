@@ -35,7 +35,7 @@ void rig_open(Rig *r, const ModelConfig *c, int B, int threads) {
     const BackendLimits limits = model_limits(c, B);
     r->be = backend_open(&options);
     backend_reserve(r->be, &limits);
-    model_open(&r->m, r->be, c, B, MODEL_TRAINING);
+    model_open(&r->m, r->be, c, B, MODEL_TRAINING, NULL);
     optim_open(&r->o, &r->m, &(OptimOptions){.norms = true});
     r->loss = backend_alloc(r->be, sizeof *r->loss);
 }

@@ -334,7 +334,7 @@ static void check_plan(Test *t, const char *words) {
     Backend *be = backend_open(&options);
     backend_reserve(be, &limits);
     model_plan(&m, 3, &options, &plan);
-    model_open(&model, be, &m, 3, MODEL_TRAINING);
+    model_open(&model, be, &m, 3, MODEL_TRAINING, NULL);
     CHECK_INT(t, plan.activations, model.acts_plan.bytes);
     CHECK_INT(t, plan.weights, model.table.elements * sizeof(act_t));
     model_close(&model);

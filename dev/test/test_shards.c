@@ -92,7 +92,7 @@ static void world_open(World *w, const ModelConfig *c, int world, const float *s
     w->be = backend_open(&options);
     w->world = world;
     backend_reserve(w->be, &limits);
-    model_open(&w->m, w->be, c, 1, MODEL_DEALT_OUT);
+    model_open(&w->m, w->be, c, 1, MODEL_DEALT_OUT, NULL);
     const ParamTable *t = &w->m.table;
     backend_upload_act(w->be, w->m.params, start, t->elements);
     w->loss = backend_alloc(w->be, sizeof *w->loss);

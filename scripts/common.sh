@@ -9,7 +9,9 @@
 #   STEPS=N MODEL=NAME    instead of the script's: another length (with --warmup N: 4000 is the
 #                         scripts'), another preset
 #   PLAN=1                or --plan: print what each run needs, and start none
-#   PROCESSES=N|gpus      processes on this machine, by mpirun; gpus: one for each GPU
+#   PROCESSES=gpus|N      processes; gpus: one for each GPU, one where there is none. mpirun.sh says
+#                         what else there is (HOSTS=FILE: on each of several machines)
+#   LAUNCHER=COMMAND      what starts the program, in place of mpirun.sh; slurm.sbatch sets it
 #
 # Options behind a script's name go to the trainer and win over the script's own. The same command
 # resumes what was stopped and passes over what is finished.
@@ -20,8 +22,7 @@ ATTN=${ATTN:-laser}
 DATA=${DATA:-data/c4}
 # runs of other lengths and models are other runs
 RUNS=${RUNS:-runs/paper${MODEL:+-$MODEL}${STEPS:+-$STEPS}}
-# A build for GPUs takes one process as yet and refuses more. When it takes several: gpus, not 1.
-PROCESSES=${PROCESSES:-1}
+export PROCESSES=${PROCESSES:-gpus}
 PLAN=${PLAN:-0}
 for word in "$@"; do [ "$word" != --plan ] || PLAN=1; done
 
@@ -32,12 +33,6 @@ stop() {
 
 [ "$ATTN" = laser ] || [ "$ATTN" = standard ] ||
     stop "ATTN=$ATTN is not known; choose laser or standard"
-
-gpus() { # how many, at least 1
-    local count
-    count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
-    echo $((count > 1 ? count : 1))
-}
 
 option() { # NAME WORD...: the value that the trainer will take, the last
     local name=--$1 value="" previous=""
@@ -87,11 +82,7 @@ train() { # NAME OPTION...: one run
         passed_over "$out" "$program $*"
         exit 0
     fi
-    [ "$PROCESSES" != gpus ] || PROCESSES=$(gpus)
-    if [ "$PROCESSES" = 1 ]; then exec "$program" "$@"; fi
-    command -v mpirun >/dev/null || stop "PROCESSES=$PROCESSES: there is no mpirun"
-    # a second after Ctrl-C mpirun would kill what is still saving
-    exec mpirun -np "$PROCESSES" --mca odls_base_sigkill_timeout 600 "$program" "$@"
+    exec "${LAUNCHER:-scripts/mpirun.sh}" "$program" "$@"
 }
 
 arms=() # directories of the runs of a paper_*.sh, in order

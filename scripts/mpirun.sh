@@ -19,7 +19,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
 
-[ $# -gt 0 ] || usage
+[ $# -gt 0 ] || usage "no program to start"
 HOSTS=${HOSTS:-}
 PROCESSES=${PROCESSES:-gpus}
 [ "$PROCESSES" != gpus ] || PROCESSES=$(gpus "$1")

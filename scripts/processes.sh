@@ -14,7 +14,7 @@ stop() {
 
 gpus() { # PROGRAM: how many GPUs of this machine it will use, one a process; at least 1
     local count=1
-    if "$1" --version 2>/dev/null | grep -q 'backend cuda'; then
+    if "$1" --version 2>/dev/null | grep 'backend cuda' >/dev/null; then
         if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
             count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true)
         else

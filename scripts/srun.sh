@@ -25,15 +25,17 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 # Slurm is not to end those that still save because one has ended; ours end each other where needed
 start=(srun --kill-on-bad-exit=0)
 
-if ldd "$1" 2>/dev/null | grep -q libmpi; then
-    if srun --mpi=list 2>&1 | grep -qw pmix; then exec "${start[@]}" --mpi=pmix "$@"; fi
+# grep reads all: a writer whose reader has gone would count as a failure
+if ldd "$1" 2>/dev/null | grep libmpi >/dev/null; then
+    if srun --mpi=list 2>&1 | grep -w pmix >/dev/null; then exec "${start[@]}" --mpi=pmix "$@"; fi
     echo "srun has no PMIx here: mpirun starts the processes" >&2
     root=()
     [ "$(id -u)" != 0 ] || root=(--allow-run-as-root)
     exec mpirun "${root[@]}" --bind-to none "$@"
 fi
 
-MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # a line for each
+MASTER_ADDR=${MASTER_ADDR:-${hosts%%$'\n'*}}
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))} # jobs on one machine differ
 # 8(x4): eight on each of four
 LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-${SLURM_TASKS_PER_NODE%%[(,]*}}

@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-[ $# -gt 0 ] || usage
+[ $# -gt 0 ] || usage "no program to start"
 
 case $processes in gpu | gpus | auto) processes=$(gpus "$1") ;; esac
 is_number "$processes" 1 || stop "--nproc-per-node $processes is neither a number nor gpu"

@@ -32,6 +32,7 @@ import system_processes  # noqa: F401
 import system_nccl  # noqa: F401
 import system_zero  # noqa: F401
 import system_parallel  # noqa: F401
+import system_hosts  # noqa: F401
 from system_kit import Context, Failure, Skip
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

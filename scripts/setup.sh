@@ -88,6 +88,7 @@ group_quickstart() {
 group_test() {
     group_quickstart
     need libopenblas-openmp-dev "BLAS=openblas" openblas
+    need iproute2 "two machines made of network namespaces" command_there ip
     wheel safetensors safetensors
     wheel tensorboard tensorboard
     wheel sentencepiece sentencepiece

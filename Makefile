@@ -128,7 +128,8 @@ TRAINERS := $(VARIANTS:%=train_gpt_%)
 TESTERS := $(VARIANTS:%=$(PLACE)-%/test_gpt)
 
 .PHONY: all config tools test check check_cpu check_cuda check_emu testers print_testers nccl_programs gpu_nccl \
-	quickstart bench bench-loader bench-numerics bench-comm gpu-binaries gpu_archive gpu-check lint help clean FORCE
+	quickstart bench bench-loader bench-numerics bench-processes bench-comm gpu-binaries gpu_archive gpu-check lint \
+	help clean FORCE
 all: config $(TRAINERS)
 	@echo "built $(TRAINERS): $(SUMMARY)"
 SUMMARY = BACKEND=$(BACKEND) PRECISION=$(PRECISION) $(SUMMARY_$(BACKEND)) MPI=$(MPI)$(if $(filter-out 0,$(SANITIZE)), \
@@ -245,6 +246,9 @@ bench: $(VARIANTS:%=$(PLACE)-%/bench_train)
 bench-numerics: $(foreach v,laser standard,$(PLACE)-$v/train_gpt $(PLACE)-$v/bench_numerics)
 	@dev/bench/numerics.sh $(PLACE)
 
+bench-processes: $(PLACE)-$(firstword $(VARIANTS))/train_gpt
+	@dev/bench/processes.sh $<
+
 bench-loader: $(PLACE)-$(firstword $(VARIANTS))/bench_loader
 	@$<
 
@@ -260,6 +264,7 @@ help:
 	@echo '  check       build and run every test, install nothing'
 	@echo '  tools       c4_tokenize and shard_tool, in build/bin'
 	@echo '  bench       speed against the machine'"'"'s sgemm, llm.c and PyTorch where they are there'
+	@echo '  bench-processes  2 processes x half the cores against 1 x all, and what the layer between them costs'
 	@echo '  bench-loader  tokens a second out of the page cache, and how soon 10,000 shards are open'
 	@echo '  bench-numerics  the error of attention in bfloat16, of small models trained for it (DATA= shards)'
 	@echo '  bench-comm  whether what GPUs send each other is right, and how fast (MPI=0 NCCL=1; two GPUs or more)'

@@ -38,6 +38,7 @@ MUTABLE = {
     ("dev/test/faults/at_sum.c", "inside"): "whether one of them is under way",
     ("dev/test/faults/full_disk.c", "used"): "bytes of a whole process, whose code is not ours",
     ("dev/bench/op_times.c", "times"): "the operations it stands in for have no room for a pointer",
+    ("dev/bench/mpi_time.c", "seen"): "the same of MPI",
     ("dev/emu/launch.cc", "emu_place_of_thread"): "threadIdx and its like",
     ("dev/emu/launch.cc", "emu_machine"): "the one device; CUDA's calls have no room for a pointer",
     ("dev/emu/memory.cc", "memory"): "its memory, read by a signal handler",

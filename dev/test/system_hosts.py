@@ -107,9 +107,10 @@ class Pair:
 
     def start(self, said, launch, **changes):
         """A run that has saved; what it says goes to a file, as mpirun may not come to an end."""
+        options = self.t.options(dict(LONG, **SHARED, out="run", **changes))
         with open(said, "wb") as err:
             process = subprocess.Popen(
-                [*launch, self.t.trainer, *self.t.options(dict(LONG, **SHARED, out="run", **changes))],
+                [*launch, self.t.trainer, *options],
                 cwd=self.t.dir,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

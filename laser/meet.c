@@ -168,6 +168,7 @@ static int try_port(const LaunchEnv *e, int port) {
 static void go_to_first(Meeting *m, const LaunchEnv *e, double seconds) {
     const double begin = now_seconds();
     const int first = first_port(e);
+    double pause = 0.05; /* longer and longer: each look may ask a name server */
     while (m->fd[0] < 0) {
         for (int i = 0; i < PORTS && m->fd[0] < 0; i++)
             if (first + i <= UINT16_MAX) m->fd[0] = try_port(e, first + i);
@@ -177,7 +178,8 @@ static void go_to_first(Meeting *m, const LaunchEnv *e, double seconds) {
                 "was "
                 "it started, and does MASTER_ADDR lead to its machine?",
                 e->rank, e->address, first, first + PORTS - 1, seconds);
-        if (m->fd[0] < 0) usleep(100000);
+        if (m->fd[0] < 0) usleep((useconds_t)(1e6 * pause));
+        if (pause < 1) pause *= 1.5;
     }
     limit_waiting(m->fd[0], 0);
     const int64_t word = hear(m->fd[0]);

@@ -18,9 +18,10 @@ void devices_require_own(const Comm *c, const Backend *be, const char *what_to_d
     link_host(mine.host, sizeof mine.host);
     Place *all = (Place *)xcalloc((size_t)c->world, sizeof *all);
     comm_gather(c, &mine, sizeof mine, all);
-    for (int r = 0; r < c->rank; r++)
-        if (memcmp(&all[r], &mine, sizeof mine) == 0)
-            die(EXIT_USAGE, "ranks %d and %d on %s have the same GPU, %s: %s", r, c->rank,
-                mine.host, mine.device, what_to_do);
+    for (int b = 1; b < c->world; b++) /* all find the same: none goes on alone */
+        for (int a = 0; a < b; a++)
+            if (memcmp(&all[a], &all[b], sizeof *all) == 0)
+                die(EXIT_USAGE, "ranks %d and %d on %s have the same GPU, %s: %s", a, b,
+                    all[a].host, all[a].device, what_to_do);
     free(all);
 }

@@ -11,8 +11,7 @@
 #   disk        7.8 GiB of checkpoints
 #
 # all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_234M.sh
-# As yet a build for GPUs runs one process, on one GPU, and so takes 8 times as long; common.sh has
-# the line that is to change, and says what else the environment does.
+# common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 flags=(

@@ -11,9 +11,7 @@
 #   disk        259.3 GiB of checkpoints
 #
 # all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_7.7B.sh
-# As yet a build for GPUs runs one process, on one GPU, and so takes 8 times as long; common.sh has
-# the line that is to change, and says what else the environment does.
-# Every GPU holds all weights, gradients and moments: too much for an H100's 80 GB, not for an H200.
+# common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 flags=(

@@ -11,11 +11,7 @@
 #   disk        74.2 GiB of checkpoints
 #
 # all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_diff_2.2B.sh
-# As yet a build for GPUs runs one process, on one GPU, and so takes 8 times as long; common.sh has
-# the line that is to change, and says what else the environment does.
-# Ours: a head of 512 is two maps of 256 that share values of 512, which keeps the parameters (the
-# paper gives 8 heads of size 512, no more); their difference is normalised as in the differential
-# transformer that it cites. --diff-plain: the paper's formula alone.
+# common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 flags=(

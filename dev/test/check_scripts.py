@@ -47,7 +47,7 @@ TINY = (
 ).split()
 STEPS = 12
 VARIABLES = set(
-    "ATTN DATA OUT RUNS STEPS MODEL PLAN PROCESSES SIZE SIZES PRECISION PRECISIONS "
+    "ATTN DATA OUT RUNS STEPS MODEL PLAN PROCESSES LAUNCHER HOSTS BIND PASS SIZE SIZES PRECISION PRECISIONS "
     "TEMPERATURES".split()
 )
 # What the paper states of the optimizer; --schedule takes a default that could change

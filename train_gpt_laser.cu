@@ -29,6 +29,7 @@
 
 enum { PATH_BYTES = 4096, MAX_SKIPPED_IN_ROW = 20, MAX_PEAK_MEASUREMENTS = 10 };
 enum { STEPS_UNDER_WAY = 2 };
+enum { DIVERGED = 1 << 16 }; /* is agreed on like signals, whose numbers are less */
 
 typedef struct Trainer {
     Config config;
@@ -49,6 +50,7 @@ typedef struct Trainer {
     double peak_flops;
     int peak_measured; /* times again */
     int64_t saved_step;
+    bool diverged; /* as far as this process has seen */
     int64_t begun; /* steps handed to the backend; state.step of them are done */
     float lr[2];   /* of steps under way, by begun & 1 */
     double clock;  /* when the last step was done, or the first after a pause began */
@@ -71,6 +73,12 @@ static int64_t split_step(Trainer *t) {
     return sequences;
 }
 
+static int planned_micro_steps(const Trainer *t) {
+    const Config *c = &t->config;
+    const int64_t micro = c->batch * t->comm.world * c->seq_len;
+    return c->total_batch > micro ? (int)(c->total_batch / micro) : 1;
+}
+
 /* Opens the data first: a bad file is found before any memory is taken. */
 static void open_data(Trainer *t) {
     Config *c = &t->config;
@@ -89,6 +97,7 @@ static void open_model(Trainer *t) {
     const ParallelOptions parallel = parallel_options(c, t->micro_steps);
     const PlanShape plan = {&shape, (int)c->batch, t->comm.world, &parallel, &options};
     plan_require_memory(t->be, &plan, t->comm.local_world);
+    comm_barrier(&t->comm); /* all have looked at what is free before any takes it */
     backend_reserve(t->be, &limits);
     parallel_open(
         &t->parallel, &t->comm, t->be, &t->model, &shape, (int)c->batch, &parallel);
@@ -212,11 +221,16 @@ static void save(Trainer *t) {
     t->saved_step = t->state.step;
 }
 
-/* Counts a step that was not applied; ends the run when nothing but such steps comes any more. */
+/* A step that was not applied. When nothing but such steps comes any more, the run is to end; not
+ * here: processes may be at different places when they learn of it. */
 static void count_skipped(Trainer *t, const StepState *s) {
     t->state.skipped += s->skipped;
     t->state.skipped_in_row = s->skipped ? t->state.skipped_in_row + 1 : 0;
-    if (t->state.skipped_in_row < MAX_SKIPPED_IN_ROW) return;
+    if (t->state.skipped_in_row >= MAX_SKIPPED_IN_ROW) t->diverged = true;
+}
+
+/* All come here together. */
+static void end_diverged(Trainer *t) {
     if (t->comm.rank != 0) comm_barrier(&t->comm); /* rank 0 writes, then ends them all */
     if (t->log) {
         runlog_event(t->log, t->state.step, "diverged", "too many skipped steps in a row");
@@ -326,8 +340,9 @@ static void probe(Trainer *t) {
 
 /* ---- the loop ---- */
 
-static int signalled(const Trainer *t) { /* agreed by all processes: each gets its own signals */
-    int number = stop_requested();
+/* Agreed by all processes: each gets its own signals, and sees the ends of steps when it looks. */
+static int signalled(const Trainer *t) {
+    int number = t->diverged ? DIVERGED : stop_requested();
     comm_max_int(&t->comm, &number, 1);
     return number;
 }
@@ -356,8 +371,10 @@ static int run(Trainer *t) {
         int number = signalled(t);
         if (!val && !text && !due && !look && !compare && !stop && !number) continue;
         finish_steps(t, 0);
+        if (t->diverged) end_diverged(t);
         parallel_settle(&t->parallel);
         if (compare) agree_on_weights(&t->comm, &t->model, step);
+        if (look) parallel_gather_gradients(&t->parallel);
         if (look) probe(t);
         if (val) validate(t);
         if (text) sample(t);
@@ -399,7 +416,7 @@ int main(int argc, char **argv) {
     if (t.config.plan) {
         ModelConfig shape = config_model(&t.config, 0);
         const BackendOptions options = config_backend(&t.config, t.comm.local_rank);
-        const ParallelOptions parallel = parallel_options(&t.config, 1);
+        const ParallelOptions parallel = parallel_options(&t.config, planned_micro_steps(&t));
         const PlanShape plan = {&shape, (int)t.config.batch, t.comm.world, &parallel, &options};
         if (t.comm.rank == 0) plan_print(&t.config, &plan);
         free(t.config.command_line);

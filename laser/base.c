@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -150,6 +151,18 @@ void make_dirs(const char *path) {
     }
     struct stat st;
     if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)) die(EXIT_IO, "%s: not a directory", path);
+}
+
+void files_expect(int count) {
+    const rlim_t need = (rlim_t)count + 256;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= need) return;
+    if (limit.rlim_max < need)
+        die(EXIT_IO, "%d connections to other processes: this one may open %llu files (ulimit -n)",
+            count, (unsigned long long)limit.rlim_max);
+    limit.rlim_cur = need;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+        die(EXIT_IO, "%d connections to other processes: ulimit -n: %s", count, strerror(errno));
 }
 
 void fsync_path(const char *path) {

@@ -75,6 +75,9 @@ void make_dirs(const char *path);                           /* mkdir -p */
  */
 void file_write_atomic(const char *path, const void *data, size_t size);
 void fsync_path(const char *path); /* file or directory */
+/* Makes room for that many open files beside what a process has otherwise, as far as it may; dies
+ * (EXIT_IO) where it may not. */
+void files_expect(int count);
 
 /* CRC32C (Castagnoli), as in iSCSI, RFC 3720: crc32c(0, "123456789", 9) == 0xe3069283. Chainable:
  * crc32c(crc32c(0, a), b) is the checksum of a followed by b. */

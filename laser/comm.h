@@ -65,9 +65,11 @@ struct Backend;
 typedef int64_t CommTicket;
 typedef enum CommWire { COMM_FP32, COMM_BF16 } CommWire; /* as --reduce-in */
 
-/* Takes what these need. most: elements of the largest array. Dies (EXIT_USAGE) where processes of
- * a machine would share a GPU and share_gpu does not allow it, or it cannot be. */
-void comm_attach(Comm *c, struct Backend *be, size_t most, bool share_gpu);
+/* Takes what these need. most: elements of the largest array; wire: that will be asked for, or
+ * COMM_FP32. Dies (EXIT_USAGE) where processes of a machine would share a GPU and share_gpu does
+ * not allow it, or it cannot be. */
+void comm_attach(Comm *c, struct Backend *be, size_t most, CommWire wire, bool share_gpu);
+size_t comm_device_bytes(int world, size_t most, CommWire wire); /* of the backend's, about */
 void comm_detach(Comm *c);
 /* Memory of weights and gradients: registered with the network where that is faster. Before
  * comm_attach, or with one process: the backend's. Zeroed. */

@@ -51,6 +51,7 @@ static void end_early(int status, void *user) {
 static void open_watch(Comm *c) {
     LinkInvitation invitation = {.port = 0};
     const bool first = c->rank == 0;
+    if (first) files_expect(c->world);
     const int listener = first ? link_listen(&invitation, c->local_world == c->world) : -1;
     comm_broadcast(c, &invitation, sizeof invitation, 0);
     const WatchOptions o = {c->rank, c->world, DEFAULT_TIMEOUT, abort_none};

@@ -14,13 +14,20 @@ struct CommDevice {
     Backend *be;
     char *stage;     /* (most floats) the backend's array here; NULL: it is here */
     float *received; /* (world, PIECE) of each rank */
+    double *doubles; /* (room) the backend's here, in comm_add_double */
+    size_t room;
 };
 
-void comm_attach(Comm *c, Backend *be, size_t most, bool share_gpu) {
+size_t comm_device_bytes(int world, size_t most, CommWire wire) {
+    (void)most, (void)wire;
+    return world > 1 && backend_memory_is_host() ? (size_t)world * PIECE * sizeof(float) : 0;
+}
+
+void comm_attach(Comm *c, Backend *be, size_t most, CommWire wire, bool share_gpu) {
+    (void)wire;
     if (c->world == 1) return;
-    if (!share_gpu)
-        devices_require_own(
-            c, be, "start one process a GPU, or let several share one with --share-gpu");
+    devices_require_own(
+        c, be, share_gpu, "start one process a GPU, or let several share one with --share-gpu");
     c->device = (struct CommDevice *)xcalloc(1, sizeof *c->device);
     c->device->be = be;
     c->device->received = (float *)xcalloc(size_mul((size_t)c->world, PIECE), sizeof(float));
@@ -31,6 +38,7 @@ void comm_detach(Comm *c) {
     if (!c->device) return;
     free(c->device->stage);
     free(c->device->received);
+    free(c->device->doubles);
     free(c->device);
     c->device = NULL;
 }
@@ -109,11 +117,14 @@ CommTicket comm_add_double(const Comm *c, double *x, size_t n) {
         comm_sum_double(c, x, n);
         return 0;
     }
-    double *host = (double *)xcalloc(n, sizeof *host);
-    backend_download(d->be, host, x, n * sizeof *host);
-    comm_sum_double(c, host, n);
-    backend_upload(d->be, x, host, n * sizeof *host);
-    free(host);
+    if (d->room < n) { /* in the first step */
+        free(d->doubles);
+        d->doubles = (double *)xcalloc(n, sizeof *d->doubles);
+        d->room = n;
+    }
+    backend_download(d->be, d->doubles, x, n * sizeof *x);
+    comm_sum_double(c, d->doubles, n);
+    backend_upload(d->be, x, d->doubles, n * sizeof *x);
     return 0;
 }
 

@@ -41,6 +41,7 @@ static void end_early(int status, void *user) {
 static void open_watch(Comm *c) {
     LinkInvitation invitation;
     const bool first = c->rank == 0;
+    if (first) files_expect(c->world);
     const int listener = first ? link_listen(&invitation, c->local_world == c->world) : -1;
     MPI_Bcast(&invitation, (int)sizeof invitation, MPI_BYTE, 0, MPI_COMM_WORLD);
     const WatchOptions o = {c->rank, c->world, DEFAULT_TIMEOUT, abort_all};

@@ -12,8 +12,9 @@ extern "C" {
 #endif
 
 /* Dies with EXIT_USAGE, naming them and the GPU, where two processes of a machine have the same
- * one; `what_to_do` ends the message. All call it. */
-void devices_require_own(const Comm *c, const Backend *be, const char *what_to_do);
+ * one and one of them may not share it; `what_to_do` ends the message. All call it. */
+void devices_require_own(
+    const Comm *c, const Backend *be, bool may_share, const char *what_to_do);
 
 #ifdef __cplusplus
 }

@@ -103,17 +103,27 @@ static void end_meeting(const Meeting *m) {
         if (m->fd[r] >= 0) answer(m->fd[r], END);
 }
 
-/* Whether it was one of us. */
-static bool welcome(Meeting *m, int listener, const Hello *mine) {
+/* It gave up waiting for an answer, and comes again. */
+static bool is_gone(int fd) {
+    char byte;
+    const ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
+}
+
+/* How many more are here now. */
+static int welcome(Meeting *m, int listener, const Hello *mine) {
     Hello h;
     const int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0) return false;
+    if (fd < 0) return 0;
     limit_waiting(fd, 1);
     if (!receive_all(fd, &h, sizeof h) || h.magic != MAGIC || h.run != mine->run) {
         close(fd);
-        return false;
+        return 0;
     }
-    if (h.world != mine->world || h.rank <= 0 || h.rank >= h.world || m->fd[h.rank] >= 0) {
+    const bool known = h.rank > 0 && h.rank < m->world && m->fd[h.rank] >= 0;
+    const bool again = known && is_gone(m->fd[h.rank]);
+    if (again) close(m->fd[h.rank]);
+    if (h.world != mine->world || h.rank <= 0 || h.rank >= h.world || (known && !again)) {
         answer(fd, END);
         end_meeting(m);
         if (h.world != mine->world)
@@ -121,14 +131,17 @@ static bool welcome(Meeting *m, int listener, const Hello *mine) {
                 h.rank);
         die(EXIT_USAGE, "two processes have RANK=%d", h.rank);
     }
-    m->fd[h.rank] = fd;
-    return answer(fd, COME);
+    const bool come = answer(fd, COME);
+    if (!come) close(fd);
+    m->fd[h.rank] = come ? fd : -1;
+    return come - again;
 }
 
 static void receive_all_ranks(Meeting *m, const LaunchEnv *e, double seconds) {
     const Hello mine = hello_of(e);
     const double begin = now_seconds();
     int port, here = 1, missing = 1;
+    files_expect(2 * m->world); /* these, and those who watch over each other */
     const int listener = listen_first(e, &port);
     while (here < m->world && (seconds <= 0 || now_seconds() - begin < seconds)) {
         struct pollfd p = {.fd = listener, .events = POLLIN};

@@ -137,7 +137,7 @@ typedef struct Model {
 typedef struct MemoryPlan {
     size_t weights, gradients, activations, scratch;
     size_t overhead;          /* what the backend's context and libraries hold */
-    size_t master, optimizer; /* left 0 by model_plan: see parallel_plan */
+    size_t master, optimizer, network; /* left 0 by model_plan: see parallel_plan */
 } MemoryPlan;
 
 void model_plan(const ModelConfig *c, int B, const BackendOptions *options, MemoryPlan *out);

@@ -50,9 +50,13 @@ void parallel_plan(
         held = 0;
         for (int b = 0; b < t->buckets; b++) held += slice_of(t, b, rank, world).count;
     }
+    size_t most = 0;
+    for (int b = 0; b < t->buckets; b++)
+        if (t->bucket[b + 1] - t->bucket[b] > most) most = t->bucket[b + 1] - t->bucket[b];
     const size_t partial = (size_t)levels_of(o) * t->elements * sizeof(float);
     p->master = params_are_floats ? 0 : held * sizeof(float);
     p->optimizer = optim_bytes(t, held, o->norms) + partial;
+    p->network = comm_device_bytes(world, most, o->wire);
 }
 
 /* ---- life ---- */
@@ -144,7 +148,7 @@ void parallel_open(Parallel *p, Comm *c, Backend *be, Model *m, const ModelConfi
     p->options = *o;
     p->dealt_out = is_dealt_out(c->world, o);
     p->memory = (ModelMemory){take, give_back, p};
-    comm_attach(c, be, open_buckets(p, shape), o->share_gpu);
+    comm_attach(c, be, open_buckets(p, shape), o->wire, o->share_gpu);
     model_open(m, be, shape, B, p->dealt_out ? MODEL_DEALT_OUT : MODEL_TRAINING, &p->memory);
     p->losses = (double *)backend_alloc(be, losses_of(p) * sizeof *p->losses);
     open_optim(p);
@@ -232,6 +236,18 @@ void parallel_settle(Parallel *p) {
     for (int i = 0; i < p->count; i++) comm_wait(p->comm, p->buckets[i].gathered);
 }
 
+static void gather_floats(Parallel *p, float *arena) {
+    for (int i = 0; i < p->count; i++) {
+        const Bucket *b = &p->buckets[i];
+        const CommTicket t = comm_all_gather(p->comm, arena + b->offset, b->share, sizeof *arena);
+        comm_wait(p->comm, t);
+    }
+}
+
+void parallel_gather_gradients(Parallel *p) {
+    if (p->dealt_out) gather_floats(p, p->model->grads);
+}
+
 static float *held_of(const Parallel *p, ParallelArena which) {
     const Optim *o = &p->optim;
     return which == PARALLEL_WEIGHTS ? o->master : which == PARALLEL_M ? o->m : o->v;
@@ -252,11 +268,7 @@ const float *parallel_whole(Parallel *p, ParallelArena which) {
         backend_copy(m->be, m->grads + s->begin, held, s->count * sizeof *held);
         held += s->count;
     }
-    for (int i = 0; i < p->count; i++) {
-        const Bucket *b = &p->buckets[i];
-        float *x = m->grads + b->offset;
-        comm_wait(p->comm, comm_all_gather(p->comm, x, b->share, sizeof *x));
-    }
+    gather_floats(p, m->grads);
     return m->grads;
 }
 

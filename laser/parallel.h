@@ -50,7 +50,8 @@ typedef struct Parallel {
 
 ParallelOptions parallel_options(const Config *c, int micro_steps);
 
-/* Sets the plan's master and optimizer: what this rank holds besides weights and gradients. */
+/* Sets the plan's master, optimizer and network: what this rank holds besides weights and
+ * gradients. */
 void parallel_plan(
     const ParamTable *t, int rank, int world, const ParallelOptions *o, MemoryPlan *p);
 
@@ -66,6 +67,9 @@ void parallel_begin(Parallel *p);
 void parallel_backward(Parallel *p, const int32_t *targets, int B, int T, float grad_scale);
 void parallel_update(Parallel *p, const AdamArgs *a);
 void parallel_settle(Parallel *p); /* before the weights are read but by a forward pass */
+/* The model's gradients, of the last step, become the sum over all processes everywhere; all call
+ * it, before anything else that may lose them. */
+void parallel_gather_gradients(Parallel *p);
 
 /* ---- weights and moments as whole tensors ---- */
 

@@ -34,7 +34,7 @@ size_t plan_memory(const PlanShape *s, MemoryPlan *p) {
     parallel_plan(&t, s->world - 1, s->world, s->parallel, p);
     param_table_free(&t);
     return p->weights + p->master + p->gradients + p->optimizer + p->activations + p->scratch +
-           p->overhead;
+           p->network + p->overhead;
 }
 
 void plan_print(const Config *c, const PlanShape *s) {
@@ -51,6 +51,7 @@ void plan_print(const Config *c, const PlanShape *s) {
     print_size("optimizer (two moments)", (double)p.optimizer);
     print_size("activations", (double)p.activations);
     print_size("scratch", (double)p.scratch);
+    if (p.network) print_size("between processes", (double)p.network);
     if (p.overhead) print_size("context and libraries", (double)p.overhead);
     print_size("total", (double)total);
 

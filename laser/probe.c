@@ -70,6 +70,7 @@ void probe_map(const ProbeMap *map, ProbeLayer *out) {
     double *p = (double *)xcalloc((size_t)map->T, sizeof *p);
     for (int i = 0; i < map->T; i++) {
         row_probabilities(map, i, p);
+        made_progress(); /* other processes wait meanwhile */
         for (int j = 0; j <= i; j++) {
             out->below_1e3 += p[j] < 1e-3;
             out->below_1e7 += p[j] < 1e-7;

@@ -203,7 +203,7 @@ int main(int argc, char **argv) {
         .local_rank = b.comm.local_rank, .share_gpu = share, .untuned = true};
     b.be = backend_open(&options);
     b.most = mib * 1048576 / sizeof(float);
-    comm_attach(&b.comm, b.be, b.most, share);
+    comm_attach(&b.comm, b.be, b.most, COMM_BF16, share);
     b.x = (float *)comm_alloc(&b.comm, b.be, b.most * sizeof *b.x);
     b.host = (float *)xcalloc(b.most, sizeof *b.host);
     b.sums = (double *)backend_alloc(b.be, (size_t)b.comm.world * sizeof *b.sums);

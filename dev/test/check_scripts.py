@@ -47,8 +47,8 @@ TINY = (
 ).split()
 STEPS = 12
 VARIABLES = set(
-    "ATTN DATA OUT RUNS STEPS MODEL PLAN PROCESSES LAUNCHER HOSTS BIND PASS SIZE SIZES PRECISION PRECISIONS "
-    "TEMPERATURES".split()
+    "ATTN DATA OUT RUNS STEPS MODEL PLAN PROCESSES LAUNCHER HOSTS BIND PASS SIZE SIZES "
+    "PRECISION PRECISIONS TEMPERATURES".split()
 )
 # What the paper states of the optimizer; --schedule takes a default that could change
 STATED = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-24, "schedule": "cosine", "min_lr_ratio": 0}

@@ -19,7 +19,7 @@ from system_kit import (
 
 # Layers of 17 and 26 blocks of 4,096 parameters: every process of 2, 3 and 4 holds a part of each,
 # none the same, and of the final norm's one block all but the last hold nothing.
-WIDE = dict(d_model=96, d_ff=200, head_dim=48, steps=10, save_every=0)
+WIDE = dict(d_model=96, d_ff=200, head_dim=48, steps=10, save_every=0, probe_attention=5)
 
 
 def launch(t, count):
@@ -76,7 +76,15 @@ def dealt_out(t):
     ):
         for zero in (0, 1):
             train(t, count, f"p{count}z{zero}", zero=zero, **WIDE, **options)
-        check_same_run(t.path(f"p{count}z0"), t.path(f"p{count}z1"))
+        kinds = ("train", "val", "probe")
+        check_same_run(t.path(f"p{count}z0"), t.path(f"p{count}z1"), kinds)
+
+
+def probed(t, run):
+    """What a probe says of the gradients, which are of all processes."""
+    layers = [layer for r in records(t.path(run), "probe") for layer in r["layers"]]
+    check(len(layers) == 4, f"{len(layers)} layers were probed")
+    return [[layer[f"grad_{x}"] for x in "qkv"] for layer in layers]
 
 
 @test("parallel: --reproducible: 1, 2 and 4 processes give the same bits, with --zero 0 and 1")
@@ -87,6 +95,7 @@ def reproducible(t):
         for zero in (0, 1):
             train(t, count, f"p{count}z{zero}", zero=zero, **options)
             check_same_run(t.path("p1"), t.path(f"p{count}z{zero}"))
+            same(probed(t, f"p{count}z{zero}"), probed(t, "p1"), "norms of gradients in the probes")
     three = dict(batch=1, total_batch=48, reproducible=True)
     train(t, 1, "refused", code=USAGE, says="1, 2, 4, 8", **three)
 

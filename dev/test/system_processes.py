@@ -9,6 +9,7 @@ import subprocess
 import time
 
 from system_kit import (
+    DIVERGED,
     INPUT,
     IO,
     PROCESS,
@@ -127,6 +128,14 @@ def error_of_one(t):
     for rank in range(3):
         parts = [part(t, dict(train="nothing") if r == rank else {}) for r in range(3)]
         fails(t, parts, INPUT, f"rank {rank} on {os.uname().nodename}: ", "'nothing'")
+
+
+@test("processes: a run that diverges ends all with exit code 5, and its log says so")
+def diverges(t):
+    grows = dict(lr=1e3, weight_decay=1e3, warmup=0, schedule="constant", steps=200, save_every=5)
+    fails(t, [part(t, dict(grows, out="run"), n=2)], DIVERGED, "rank 0", "20 steps in a row")
+    events = [r["name"] for r in records(t.path("run"), "event")]
+    same(events.count("diverged"), 1, "diverged events")
 
 
 @test("processes: --version and --help are said once, with exit code 0")

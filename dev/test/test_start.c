@@ -81,7 +81,7 @@ static void plan_is_what_is_taken(Test *t) {
         const size_t total = plan_memory(&shape, &plan);
         CHECK_INT(t, total,
             plan.weights + plan.master + plan.gradients + plan.optimizer + plan.activations +
-                plan.scratch + plan.overhead);
+                plan.scratch + plan.network + plan.overhead);
         rig_open(&r, &c, 3, 1);
         const size_t n = r.m.table.elements;
         CHECK_INT(t, plan.activations, r.m.acts_plan.bytes);

@@ -26,6 +26,7 @@ enum {
     STAGE_LEAST = 1 << 16 /* elements for each rank */
 };
 static const size_t STAGE_BYTES = (size_t)64 << 20;
+static const size_t NCCL_BYTES = (size_t)512 << 20; /* what it takes by itself: assumed */
 
 /* ---- what not every NCCL has ---- */
 
@@ -86,7 +87,7 @@ struct CommDevice {
     cudaEvent_t done[EVENTS]; /* by ticket modulo EVENTS */
     CommTicket last;          /* 0: none yet */
     Allocation memory[ALLOCATIONS];
-    uint16_t *sent, *received; /* (world, stage) bfloat16, from the first that travels so on */
+    uint16_t *sent, *received; /* (world, stage) bfloat16, where gradients travel so */
     size_t stage;
     char illness[512]; /* for the thread that watches */
 };
@@ -155,24 +156,42 @@ static bool may_share_gpu(bool asked) {
     return ncclGetVersion(&version) == ncclSuccess && version >= NCCL_VERSION(2, 30, 0);
 }
 
-void comm_attach(Comm *c, Backend *be, size_t most, bool share_gpu) {
+/* Elements of each rank in a staging buffer. */
+static size_t stage_of(int world, size_t most) {
+    const size_t n = STAGE_BYTES / sizeof(uint16_t) / (size_t)world;
+    const size_t needed = n < most ? n : most;
+    return needed > STAGE_LEAST ? needed : STAGE_LEAST;
+}
+
+size_t comm_device_bytes(int world, size_t most, CommWire wire) {
+    if (world == 1) return 0;
+    const size_t stages = 2 * (size_t)world * stage_of(world, most) * sizeof(uint16_t);
+    return NCCL_BYTES + (wire == COMM_BF16 ? stages : 0);
+}
+
+static void open_stage(Comm *c) {
+    CommDevice *d = c->device;
+    const size_t bytes = size_mul((size_t)c->world, d->stage * sizeof(uint16_t));
+    d->sent = (uint16_t *)comm_alloc(c, d->be, bytes);
+    d->received = (uint16_t *)comm_alloc(c, d->be, bytes);
+}
+
+void comm_attach(Comm *c, Backend *be, size_t most, CommWire wire, bool share_gpu) {
     if (c->world == 1) return;
     REQUIRE(c->world <= 1 << LEVELS, "%d processes", c->world);
-    if (!may_share_gpu(share_gpu))
-        devices_require_own(c, be,
-            share_gpu ? "NCCL needs one for each. --share-gpu is for builds with NCCL=0 MPI=1, and "
-                        "for NCCL 2.30 or newer with NCCL_MULTI_RANK_GPU_ENABLE=1"
-                      : "NCCL needs one for each: start one process a GPU (CUDA_VISIBLE_DEVICES, "
-                        "if the launcher sets it, must differ between them)");
+    devices_require_own(c, be, may_share_gpu(share_gpu),
+        share_gpu ? "NCCL needs one for each. --share-gpu is for builds with NCCL=0 MPI=1, and "
+                    "for NCCL 2.30 or newer with NCCL_MULTI_RANK_GPU_ENABLE=1"
+                  : "NCCL needs one for each: start one process a GPU (CUDA_VISIBLE_DEVICES, where "
+                    "a launcher sets it, must differ)");
     CommDevice *d = (CommDevice *)xcalloc(1, sizeof *d);
     d->be = be;
-    d->stage = STAGE_BYTES / sizeof(uint16_t) / (size_t)c->world;
-    if (d->stage > most) d->stage = most;
-    if (d->stage < STAGE_LEAST) d->stage = STAGE_LEAST;
+    d->stage = stage_of(c->world, most);
     open_nccl(c, d);
     open_stream(d);
     watch_set_health(c->watch, find_illness, d);
     c->device = d;
+    if (wire == COMM_BF16) open_stage(c);
 }
 
 void comm_detach(Comm *c) {
@@ -330,14 +349,6 @@ static int blocks_for(const CommDevice *d, size_t n) {
     return (int)(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
-static void open_stage(Comm c /* its device is shared */) {
-    CommDevice *d = c.device;
-    if (d->sent) return;
-    const size_t bytes = size_mul((size_t)c.world, d->stage * sizeof(uint16_t));
-    d->sent = (uint16_t *)comm_alloc(&c, d->be, bytes);
-    d->received = (uint16_t *)comm_alloc(&c, d->be, bytes);
-}
-
 /* What each rank holds of the others' shares is rounded and sent to them; each sums what it got. */
 static void exchange_piece(const Comm *c, float *x, CommShare s, size_t from) {
     const CommDevice *d = c->device;
@@ -363,7 +374,7 @@ static void exchange_piece(const Comm *c, float *x, CommShare s, size_t from) {
 CommTicket comm_reduce_scatter(const Comm *c, float *x, CommShare s, CommWire wire) {
     if (!c->device) return 0;
     const size_t longest = s.each + share_rest(c, s);
-    if (wire == COMM_BF16) open_stage(*c);
+    REQUIRE(wire == COMM_FP32 || c->device->sent, "%s", "attached for another wire");
     begin(c);
     if (wire == COMM_FP32)
         reduce_scatter_fp32(c, x, s);

@@ -160,7 +160,7 @@ static bool may_share_gpu(bool asked) {
 static size_t stage_of(int world, size_t most) {
     const size_t n = STAGE_BYTES / sizeof(uint16_t) / (size_t)world;
     const size_t needed = n < most ? n : most;
-    return needed > STAGE_LEAST ? needed : STAGE_LEAST;
+    return needed > (size_t)STAGE_LEAST ? needed : (size_t)STAGE_LEAST;
 }
 
 size_t comm_device_bytes(int world, size_t most, CommWire wire) {

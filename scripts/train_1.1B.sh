@@ -8,10 +8,10 @@
 #   tokens      167.8 B: 160,000 steps of 1024 sequences of 1024
 #   FLOPs       1.21e+21
 #   time        64.6 h on 8 H100 of 989 TFLOP/s at an assumed MFU of 66 %; none was measured yet
-#   memory      43.2 GiB a GPU (bf16)
+#   memory      43.2 GiB on one GPU, 32.5 GiB on each of 8 (bf16)
 #   disk        38.2 GiB of checkpoints
 #
-# all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_1.1B.sh
+# all but the time, of one GPU, printed by: make BACKEND=cuda && PLAN=1 scripts/train_1.1B.sh
 # common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

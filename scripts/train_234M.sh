@@ -7,10 +7,10 @@
 #   tokens      167.8 B: 160,000 steps of 1024 sequences of 1024
 #   FLOPs       2.52e+20
 #   time        16.1 h on 8 H100 of 989 TFLOP/s at an assumed MFU of 55 %; none was measured yet
-#   memory      19.1 GiB a GPU (bf16)
+#   memory      19.1 GiB on one GPU, 17.3 GiB on each of 8 (bf16)
 #   disk        7.8 GiB of checkpoints
 #
-# all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_234M.sh
+# all but the time, of one GPU, printed by: make BACKEND=cuda && PLAN=1 scripts/train_234M.sh
 # common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

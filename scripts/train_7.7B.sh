@@ -7,10 +7,10 @@
 #   tokens      44.0 B: 41,962 steps of 1024 sequences of 1024
 #   FLOPs       2.14e+21
 #   time        111 h on 8 H100 of 989 TFLOP/s at an assumed MFU of 68 %; none was measured yet
-#   memory      131.3 GiB a GPU (bf16)
+#   memory      131.4 GiB on one GPU, 56.2 GiB on each of 8 (bf16)
 #   disk        259.3 GiB of checkpoints
 #
-# all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_7.7B.sh
+# all but the time, of one GPU, printed by: make BACKEND=cuda && PLAN=1 scripts/train_7.7B.sh
 # common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -7,10 +7,10 @@
 #   tokens      24.0 B: 22,888 steps of 1024 sequences of 1024
 #   FLOPs       3.48e+20
 #   time        18.5 h on 8 H100 of 989 TFLOP/s at an assumed MFU of 66 %; none was measured yet
-#   memory      63.1 GiB a GPU (bf16)
+#   memory      63.2 GiB on one GPU, 42.0 GiB on each of 8 (bf16)
 #   disk        74.2 GiB of checkpoints
 #
-# all but the time as printed by: make BACKEND=cuda && PLAN=1 scripts/train_diff_2.2B.sh
+# all but the time, of one GPU, printed by: make BACKEND=cuda && PLAN=1 scripts/train_diff_2.2B.sh
 # common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

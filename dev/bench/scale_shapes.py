@@ -117,6 +117,11 @@ def read_plan(program, model, batch, recompute="none"):
     return {name: float(number) * unit[u] for name, number, u in rows}
 
 
+def optimizer_bytes(n):
+    """Two moments, and a sum of squares for each block of gradients."""
+    return 8 * n + 8 * (n // GRAIN)
+
+
 def compute_plan(shape, batch, recompute="none"):
     """The same where no such trainer is built; dev/test/check_scale.py compares."""
     n = shape.elements()
@@ -124,7 +129,7 @@ def compute_plan(shape, batch, recompute="none"):
         "weights": WEIGHT * n,
         "master weights (fp32)": 4 * n,
         "gradients": GRADIENT * n,
-        "optimizer (two moments)": 8 * n,
+        "optimizer (two moments)": optimizer_bytes(n),
         "activations": shape.activation_bytes(batch, recompute),
         "scratch": shape.scratch_bytes(batch),
         "context and libraries": 500 * MIB,
@@ -154,7 +159,9 @@ class Memory:
         total = machine.library if run.world > 1 else 0
         for name, size in self.plans[key].items():
             if name.startswith(("master", "optimizer")):
-                total += size * share
+                whole = optimizer_bytes(shape.elements()) - 8 * shape.elements()
+                kept = whole if name.startswith("optimizer") else 0  # sums over all blocks
+                total += kept + (size - kept) * share
             elif not name.startswith(("total", "one checkpoint", "while saving")):
                 total += size
         return total

@@ -272,8 +272,8 @@ def compare_plan(program, shape, batch, recompute, bf16):
     want = shapes.compute_plan(shape, batch, recompute)
     if not bf16:
         activations = shape.activation_bytes(batch, recompute, 4, tokens * shape.A)
-        want = {"weights": 4 * n, "gradients": 4 * n, "optimizer (two moments)": 8 * n,
-                "activations": activations}
+        want = {"weights": 4 * n, "gradients": 4 * n, "activations": activations,
+                "optimizer (two moments)": shapes.optimizer_bytes(n)}
     grains = shapes.GRAIN * (shape.L + 2)
     differ = []
     for row, size in want.items():

@@ -95,32 +95,64 @@ void op_step_decide(Backend *be, StepState *s, const StepSums *sums) {
 
 /* ---- AdamW and LAMB -------------------------------------------------------------------------- */
 
-/* Elements whose weights, gradients, moments and updates lie in the first-level cache together. */
-enum { ADAM_PIECE = 1024 };
-
-typedef struct Adam { /* of one step */
-    const OptTensors *x;
-    const AdamArgs *a;
+/* What an element needs to know of the step; loops hold a copy of it in registers. */
+typedef struct AdamStep {
     float clip;             /* factor of the gradient */
+    float beta1, beta2;     /* of the moments */
     float rest1, rest2;     /* 1 - beta */
     float m_scale, v_scale; /* 1 / (1 - beta^t) */
-    bool in_place;          /* params is master */
-    int32_t *bad_weights;   /* becomes 1 */
+    float eps, lr;
+} AdamStep;
+
+typedef struct Adam {
+    const OptTensors *x;
+    const AdamArgs *a;
+    AdamStep step;
+    bool in_place;        /* params is master */
+    int32_t *bad_weights; /* becomes 1 */
 } Adam;
 
 static Adam adam_of_step(const OptTensors *x, const AdamArgs *a, StepState *s) {
     REQUIRE(s->updates >= 1, "updates=%lld: op_step_decide comes first", (long long)s->updates);
     const double t = (double)s->updates, norm = sqrt(s->grad_sumsq);
-    Adam k = {.x = x, .a = a, .clip = 1.0f, .bad_weights = &s->bad_weights};
-    k.in_place = x->params == x->master;
-    k.rest1 = (float)(1.0 - (double)a->beta1);
-    k.rest2 = (float)(1.0 - (double)a->beta2);
-    k.m_scale = (float)(1.0 / (1.0 - pow((double)a->beta1, t)));
-    k.v_scale = (float)(1.0 / (1.0 - pow((double)a->beta2, t)));
+    Adam k = {.x = x, .a = a, .in_place = x->params == x->master, .bad_weights = &s->bad_weights};
+    k.step =
+        (AdamStep){.clip = 1.0f, .beta1 = a->beta1, .beta2 = a->beta2, .eps = a->eps, .lr = a->lr};
+    k.step.rest1 = (float)(1.0 - (double)a->beta1);
+    k.step.rest2 = (float)(1.0 - (double)a->beta2);
+    k.step.m_scale = (float)(1.0 / (1.0 - pow((double)a->beta1, t)));
+    k.step.v_scale = (float)(1.0 / (1.0 - pow((double)a->beta2, t)));
     if (a->grad_clip > 0 && norm + 1e-6 > (double)a->grad_clip)
-        k.clip = (float)((double)a->grad_clip / (norm + 1e-6));
+        k.step.clip = (float)((double)a->grad_clip / (norm + 1e-6));
     return k;
 }
+
+/* ---- one element ---- */
+
+static inline void adam_moments(const AdamStep *s, float grad, float *m, float *v) {
+    const float g = grad * s->clip;
+    *m = s->beta1 * *m + s->rest1 * g;
+    *v = s->beta2 * *v + s->rest2 * (g * g);
+}
+
+/* u. Where v is 0 there was never a gradient, or one whose square is below float: no update,
+ * whatever eps is. */
+static inline float adam_direction(const AdamStep *s, float m, float v) {
+    const float u = m * s->m_scale / (sqrtf(v * s->v_scale) + s->eps);
+    return v > 0.0f ? u : 0.0f;
+}
+
+/* A tensor moves by -lr * (direction * u + decay * (master - center)). */
+typedef struct AdamFactors {
+    float direction, decay;
+} AdamFactors;
+
+static inline float adam_moved(
+    const AdamStep *s, AdamFactors by, float u, float master, float center) {
+    return master - s->lr * (u * by.direction + by.decay * (master - center));
+}
+
+/* ---- parts of tensors ---- */
 
 /* Elements of one tensor that are held here. */
 typedef struct Part {
@@ -137,39 +169,8 @@ static inline float *part_master(const Adam *k, const Part *p) {
     return k->x->master + (k->in_place ? part_offset(p) : p->at);
 }
 
-static void adam_moments(const Adam *k, const Part *p) {
-    float *restrict m = k->x->m + p->at, *restrict v = k->x->v + p->at;
-    const float *restrict grads = k->x->grads + part_offset(p);
-    const float beta1 = k->a->beta1, beta2 = k->a->beta2;
-    for (size_t i = 0; i < p->n; i++) {
-        float g = grads[i] * k->clip;
-        m[i] = beta1 * m[i] + k->rest1 * g;
-        v[i] = beta2 * v[i] + k->rest2 * (g * g);
-    }
-}
-
-/* u. Where v is 0 there was never a gradient, or one whose square is below float: no update,
- * whatever eps is. */
-static inline float adam_direction(const Adam *k, float m, float v) {
-    float u = m * k->m_scale / (sqrtf(v * k->v_scale) + k->a->eps);
-    return v > 0.0f ? u : 0.0f;
-}
-
-/* A tensor moves by -lr * (direction * u + decay * (master - center)). */
-typedef struct AdamFactors {
-    float direction, decay;
-} AdamFactors;
-
-static void adam_move(const Adam *k, AdamFactors by, const Part *p) {
-    float *restrict master = part_master(k, p);
-    const float *restrict m = k->x->m + p->at, *restrict v = k->x->v + p->at;
-    const float center = p->range->center, lr = k->a->lr;
-    int bad = 0;
-    for (size_t i = 0; i < p->n; i++) {
-        const float u = adam_direction(k, m[i], v[i]);
-        master[i] -= lr * (u * by.direction + by.decay * (master[i] - center));
-        bad |= !(fabsf(master[i]) <= FLT_MAX);
-    }
+/* master (n) of a part is written; bad: one of them is not finite. */
+static void finish_part(const Adam *k, const Part *p, const float *master, bool bad) {
     if (bad) {
 #pragma omp atomic write
         *k->bad_weights = 1;
@@ -181,8 +182,9 @@ static void adam_move(const Adam *k, AdamFactors by, const Part *p) {
 
 /* u (n) and q (n): they give the norm of any combination of the two. Where u and decay cancel,
  * doubles lose less than u has lost as a float. */
-static void add_products(OptSums *s, const float *u, const float *p, float center, size_t n) {
+static OptSums products(const float *u, const float *p, float center, size_t n) {
     enum { H = VL / 2 };
+    OptSums s = {0, 0, 0};
     vd uu = {0}, uq = {0}, qq = {0};
     size_t i = 0;
     for (; i + H <= n; i += H) {
@@ -190,22 +192,12 @@ static void add_products(OptSums *s, const float *u, const float *p, float cente
         const vd dq = __builtin_convertvector(*(const vh_mem *)(p + i), vd) - (double)center;
         uu += du * du, uq += du * dq, qq += dq * dq;
     }
-    for (int j = 0; j < H; j++) s->uu += uu[j], s->uq += uq[j], s->qq += qq[j];
+    for (int j = 0; j < H; j++) s.uu += uu[j], s.uq += uq[j], s.qq += qq[j];
     for (; i < n; i++) {
         const double du = (double)u[i], dq = (double)p[i] - (double)center;
-        s->uu += du * du, s->uq += du * dq, s->qq += dq * dq;
+        s.uu += du * du, s.uq += du * dq, s.qq += dq * dq;
     }
-}
-
-/* Of a part whose moments are up to date. */
-static void add_sums(const Adam *k, OptSums *s, const Part *p /* n <= ADAM_PIECE */) {
-    const float *m = k->x->m + p->at, *v = k->x->v + p->at;
-    float u[ADAM_PIECE];
-    for (size_t i = 0; i < p->n; i++) u[i] = adam_direction(k, m[i], v[i]);
-    if (k->a->lamb)
-        add_products(s, u, part_master(k, p), p->range->center, p->n);
-    else
-        s->uu += sum_of_squares(u, p->n);
+    return s;
 }
 
 static size_t first_slot(const OptTensor *t, int tensor) {
@@ -235,34 +227,58 @@ static AdamFactors factors_of(const Adam *k, int tensor) {
 /* Takes the elements of one tensor in one block. */
 typedef void AdamVisit(const Adam *k, Part p);
 
-static inline bool next_piece(Part *rest, Part *piece) {
-    *piece = *rest;
-    if (piece->n > ADAM_PIECE) piece->n = ADAM_PIECE;
-    rest->at += piece->n, rest->n -= piece->n;
-    return piece->n > 0;
-}
-
 static void visit_all(const Adam *k, Part p) {
+    const AdamStep s = k->step;
     const AdamFactors by = {1.0f, k->a->weight_decay * p.range->decay};
-    for (Part piece; next_piece(&p, &piece);) {
-        adam_moments(k, &piece);
-        adam_move(k, by, &piece);
+    float *restrict master = part_master(k, &p), *restrict m = k->x->m + p.at,
+                    *restrict v = k->x->v + p.at;
+    const float *restrict grads = k->x->grads + part_offset(&p);
+    const float center = p.range->center;
+    int bad = 0;
+    for (size_t i = 0; i < p.n; i++) {
+        float m1 = m[i], v1 = v[i]; /* in registers: GCC does not keep m[i] in one */
+        adam_moments(&s, grads[i], &m1, &v1);
+        m[i] = m1, v[i] = v1;
+        const float p1 = adam_moved(&s, by, adam_direction(&s, m1, v1), master[i], center);
+        master[i] = p1;
+        bad |= !(fabsf(p1) <= FLT_MAX);
     }
+    finish_part(k, &p, master, bad);
 }
 
 static void visit_sums(const Adam *k, Part p) {
-    OptSums s = {0, 0, 0};
-    OptSums *slot = k->x->sums + part_offset(&p) / OPT_BLOCK + p.range->tensor;
-    for (Part piece; next_piece(&p, &piece);) {
-        adam_moments(k, &piece);
-        add_sums(k, &s, &piece);
+    const AdamStep s = k->step;
+    float *restrict m = k->x->m + p.at, *restrict v = k->x->v + p.at;
+    const float *restrict grads = k->x->grads + part_offset(&p);
+    float u[OPT_BLOCK];
+    OptSums *to = k->x->sums + part_offset(&p) / OPT_BLOCK + p.range->tensor;
+    for (size_t i = 0; i < p.n; i++) {
+        float m1 = m[i], v1 = v[i];
+        adam_moments(&s, grads[i], &m1, &v1);
+        m[i] = m1, v[i] = v1;
+        u[i] = adam_direction(&s, m1, v1);
     }
-    *slot = s;
+    if (k->a->lamb)
+        *to = products(u, part_master(k, &p), p.range->center, p.n);
+    else
+        to->uu = sum_of_squares(u, p.n);
 }
 
 static void visit_apply(const Adam *k, Part p) {
-    const float *by = k->x->factors + 2 * p.range->tensor;
-    adam_move(k, (AdamFactors){by[0], by[1]}, &p);
+    const AdamStep s = k->step;
+    const float *factors = k->x->factors + 2 * p.range->tensor;
+    const AdamFactors by = {factors[0], factors[1]};
+    float *restrict master = part_master(k, &p);
+    const float *restrict m = k->x->m + p.at, *restrict v = k->x->v + p.at;
+    const float center = p.range->center;
+    int bad = 0;
+    for (size_t i = 0; i < p.n; i++) {
+        const float u = adam_direction(&s, m[i], v[i]);
+        const float p1 = adam_moved(&s, by, u, master[i], center);
+        master[i] = p1;
+        bad |= !(fabsf(p1) <= FLT_MAX);
+    }
+    finish_part(k, &p, master, bad);
 }
 
 /* The first range that ends behind element `at` of what is held. */

@@ -417,6 +417,8 @@ def run(name, change=None):
 
 
 def main():
+    # what a job in the background ignores, its children would ignore too, and no shell can trap
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = sys.argv[1:] or list(CHECKS)
     for name in names:
         begin = time.monotonic()

@@ -248,6 +248,8 @@ NOTED = dict(
     grad_clip=2,
     update_clip=1,
     tf32=True,
+    reduce_in="bf16",
+    reproducible=True,
 )
 FREE = dict(
     batch=2,
@@ -271,6 +273,8 @@ FREE = dict(
     top_k=4,
     check_every=3,
     timeout=60,
+    share_gpu=True,
+    zero=0,
 )
 
 

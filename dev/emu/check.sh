@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs the test programs of BACKEND=emu: dev/emu/check.sh TEST_GPT...  (make check BACKEND=emu does)
 # Every kernel's cases run in several orders of the threads, so that a race shows: the sanitized
-# programs in one order, the others in each of ORDERS; the first of those runs all tests. Of
-# standard attention's programs only what differs from LASER's is run, for they share all other
-# objects. Some system tests run with the trainer. As many at a time as there are cores; JOBS=N
-# changes that. Prints one line for each run, more for one that failed. Ends with "N passed, N
-# failed[, N skipped]"; exit code 0: all passed, 1: not.
+# programs in one order, the others in each of ORDERS, in fp32 without the second, for types change
+# no order; the first of those runs all tests. Of standard attention's programs only what differs
+# from LASER's is run, for they share all other objects. Some system tests run with the trainer. As
+# many at a time as there are cores; JOBS=N changes that. Prints one line for each run, more for one
+# that failed. Ends with "N passed, N failed[, N skipped]"; exit code 0: all passed, 1: not.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 
@@ -41,13 +41,19 @@ plan() { # PROGRAM: appends to runs what is run of it: order, program, options; 
     if [[ $1 != *-bf16-*-laser/* ]]; then
         for name in "${TRAININGS[@]}"; do skipped+="|--skip|$name"; done
     fi
-    runs+=("${ORDERS[0]}|$1$skipped")
+    case $1 in
+        *-standard/*) runs+=("${ORDERS[0]}|$1$only|--filter|model:|--filter|generate:$skipped") ;;
+        *) runs+=("${ORDERS[0]}|$1$skipped") ;;
+    esac
     if [ -z "$skipped" ] && [ -x "$trainer" ]; then
         for name in "${SYSTEM[@]}"; do
             runs+=("${ORDERS[0]}|$python|dev/test/system.py|--jobs|1|--filter|$name|$trainer")
         done
     fi
-    for order in "${ORDERS[@]:1}"; do runs+=("$order|$1$only"); done
+    for order in "${ORDERS[@]:1}"; do
+        [[ $1 == *-fp32-* && $order == "${ORDERS[1]}" && ${#ORDERS[@]} -gt 2 ]] ||
+            runs+=("$order|$1$only")
+    done
 }
 
 run() { # INDEX

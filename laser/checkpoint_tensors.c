@@ -44,10 +44,7 @@ static StTensor describe(const ParamInfo *p, const char *prefix) {
 }
 
 static float *room_for_a_tensor(const ParamTable *table) {
-    size_t most = 0;
-    for (int i = 0; i < table->count; i++)
-        if (table->rows[i].logical > most) most = table->rows[i].logical;
-    return (float *)xcalloc(most, sizeof(float));
+    return (float *)xcalloc(param_largest_tensor(table), sizeof(float));
 }
 
 /* ---- writing ---- */

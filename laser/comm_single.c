@@ -8,12 +8,7 @@
 void comm_open(Comm *c, int *argc, char ***argv) {
     (void)argc;
     (void)argv;
-    c->rank = 0;
-    c->world = 1;
-    c->local_rank = 0;
-    c->local_world = 1;
-    c->watch = NULL;
-    c->device = NULL;
+    *c = (Comm){.world = 1, .local_world = 1};
     const Launch launch = launch_find();
     if (launch.world > 1)
         launch_refuse(&launch, "this build is one process; build with MPI=1 (libopenmpi-dev), and "

@@ -63,6 +63,9 @@ typedef struct ParamTable {
 
 void param_table_build(ParamTable *t, const ModelConfig *c);
 void param_table_free(ParamTable *t);
+/* Elements of the largest tensor, padding included, and of the largest bucket. */
+size_t param_largest_tensor(const ParamTable *t);
+size_t param_largest_bucket(const ParamTable *t);
 /* NULL when the tensor is absent */
 act_t *param_act(const ParamTable *t, act_t *base, ParamId id, int layer);
 float *param_float(const ParamTable *t, float *base, ParamId id, int layer);

@@ -50,13 +50,10 @@ void parallel_plan(
         held = 0;
         for (int b = 0; b < t->buckets; b++) held += slice_of(t, b, rank, world).count;
     }
-    size_t most = 0;
-    for (int b = 0; b < t->buckets; b++)
-        if (t->bucket[b + 1] - t->bucket[b] > most) most = t->bucket[b + 1] - t->bucket[b];
     const size_t partial = (size_t)levels_of(o) * t->elements * sizeof(float);
     p->master = params_are_floats ? 0 : held * sizeof(float);
     p->optimizer = optim_bytes(t, held, o->norms) + partial;
-    p->network = comm_device_bytes(world, most, o->wire);
+    p->network = comm_device_bytes(world, param_largest_bucket(t), o->wire);
 }
 
 /* ---- life ---- */
@@ -83,16 +80,14 @@ static void on_weights(void *user, int bucket) {
 /* Returns the elements of the largest. */
 static size_t open_buckets(Parallel *p, const ModelConfig *shape) {
     ParamTable t;
-    size_t most = 0;
     param_table_build(&t, shape);
     p->count = t.buckets;
     p->buckets = (Bucket *)xcalloc((size_t)p->count, sizeof *p->buckets);
     for (int b = 0; b < p->count; b++) {
-        const size_t n = t.bucket[b + 1] - t.bucket[b];
         p->buckets[b].offset = t.bucket[b];
-        p->buckets[b].share = share_of(n, p->comm->world);
-        if (n > most) most = n;
+        p->buckets[b].share = share_of(t.bucket[b + 1] - t.bucket[b], p->comm->world);
     }
+    const size_t most = param_largest_bucket(&t);
     param_table_free(&t);
     return most;
 }
@@ -309,10 +304,7 @@ void parallel_put(Parallel *p, ParallelArena which, int i, const float *host) {
 
 void parallel_init(Parallel *p, uint64_t seed) {
     const Model *m = p->model;
-    size_t most = 0;
-    for (int i = 0; i < m->table.count; i++)
-        if (m->table.rows[i].count > most) most = m->table.rows[i].count;
-    float *host = (float *)xcalloc(most, sizeof *host);
+    float *host = (float *)xcalloc(param_largest_tensor(&m->table), sizeof *host);
     for (int i = 0; i < m->table.count; i++) {
         made_progress();
         model_init_tensor(m, seed, i, host);

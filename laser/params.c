@@ -143,6 +143,20 @@ void param_table_free(ParamTable *t) {
     memset(t, 0, sizeof *t);
 }
 
+size_t param_largest_tensor(const ParamTable *t) {
+    size_t most = 0;
+    for (int i = 0; i < t->count; i++)
+        if (t->rows[i].count > most) most = t->rows[i].count;
+    return most;
+}
+
+size_t param_largest_bucket(const ParamTable *t) {
+    size_t most = 0;
+    for (int b = 0; b < t->buckets; b++)
+        if (t->bucket[b + 1] - t->bucket[b] > most) most = t->bucket[b + 1] - t->bucket[b];
+    return most;
+}
+
 static size_t param_offset(const ParamTable *t, ParamId id, int layer) {
     if (t->offset_of[id] == (size_t)-1) return (size_t)-1;
     return t->offset_of[id] + (layer > 0 ? (size_t)layer * t->stride_of[id] : 0);
@@ -208,13 +222,6 @@ static void init_tensor(const ModelConfig *c, const ParamInfo *p, uint64_t seed,
     }
 }
 
-static size_t largest_tensor(const Model *m) {
-    size_t most = 0;
-    for (int i = 0; i < m->table.count; i++)
-        if (m->table.rows[i].count > most) most = m->table.rows[i].count;
-    return most;
-}
-
 void model_init_tensor(const Model *m, uint64_t seed, int i, float *host) {
     init_tensor(&m->config, &m->table.rows[i], seed, host);
 }
@@ -224,7 +231,7 @@ static bool params_are_master(const Model *m) {
 }
 
 void model_init(Model *m, uint64_t seed) {
-    float *host = (float *)xcalloc(largest_tensor(m), sizeof *host);
+    float *host = (float *)xcalloc(param_largest_tensor(&m->table), sizeof *host);
     for (int i = 0; i < m->table.count; i++) {
         const ParamInfo *p = &m->table.rows[i];
         made_progress();
@@ -238,7 +245,7 @@ void model_init(Model *m, uint64_t seed) {
 /* By tensor: all of a large model would double what it takes of the host. */
 void model_sync_params(Model *m) {
     if (params_are_master(m)) return;
-    float *host = (float *)xcalloc(largest_tensor(m), sizeof *host);
+    float *host = (float *)xcalloc(param_largest_tensor(&m->table), sizeof *host);
     for (int i = 0; i < m->table.count; i++) {
         const ParamInfo *p = &m->table.rows[i];
         backend_download(m->be, host, m->master + p->offset, p->count * sizeof *host);

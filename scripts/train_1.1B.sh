@@ -12,6 +12,7 @@
 #   disk        38.2 GiB of checkpoints
 #
 # all but the time, of one GPU, printed by: make BACKEND=cuda && PLAN=1 scripts/train_1.1B.sh
+# of 8: mpirun -np 8 ./train_gpt_laser with the flags below and --plan
 # common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

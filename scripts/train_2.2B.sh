@@ -11,6 +11,7 @@
 #   disk        74.2 GiB of checkpoints
 #
 # all but the time, of one GPU, printed by: make BACKEND=cuda && PLAN=1 scripts/train_2.2B.sh
+# of 8: mpirun -np 8 ./train_gpt_laser with the flags below and --plan
 # common.sh says what else the environment does, mpirun.sh how many processes are started.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
